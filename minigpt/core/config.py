@@ -1,0 +1,330 @@
+"""A stage's dataclass is the only source of truth: flags, environment, YAML, `config.yaml` and the reference
+docs are all read off it here. Standard library and PyYAML only, so errors come before torch is imported.
+
+Precedence: flag > MINIGPT_<STAGE>_<FLAG> > --config files (later wins) > --size preset > default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from minigpt.core.errors import DataError, UsageError
+
+T = TypeVar("T")
+PANELS = ("Model", "Data", "Optimisation", "Sampling", "Run", "Output")
+
+
+def opt(
+    default: Any,
+    help: str,
+    *,
+    short: str | None = None,
+    panel: str = "Run",
+    choices: Sequence[str] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    metavar: str | None = None,
+    shown: str | None = None,
+    advanced: bool = False,
+    save: bool = True,
+    parse: Callable[[Any], Any] | None = None,
+    argument: bool = False,
+) -> Any:
+    """One option: a dataclass field that knows how to be a flag.
+
+    default: value when nobody sets it; a list default makes the flag repeatable.
+    shown: what help shows as the default when the value itself says little ("auto by size").
+    low, high: inclusive bounds of a number.
+    advanced: only in --help-all.  save: stored in a run's config.yaml.
+    parse: text or YAML value → field value; raises ValueError with a plain sentence.
+    argument: a positional argument of the command line instead of a flag.
+    """
+    metadata = {
+        "help": help,
+        "short": short,
+        "panel": panel,
+        "choices": tuple(choices) if choices else None,
+        "low": low,
+        "high": high,
+        "metavar": metavar,
+        "shown": shown,
+        "advanced": advanced,
+        "save": save,
+        "parse": parse,
+        "argument": argument,
+    }
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def group(cls: type[T], **defaults: Any) -> Any:
+    """A nested dataclass whose options stand flat beside the others. `defaults` changes some of its defaults."""
+    return dataclasses.field(default_factory=lambda: cls(**defaults), metadata={"group": cls, "defaults": defaults})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as the command line, YAML and docs see it."""
+
+    name: str  # snake_case, unique in a stage
+    path: tuple[str, ...]  # attribute path inside the config object
+    type: type  # str, int, float, bool
+    many: bool  # repeatable
+    optional: bool  # None is a value
+    default: Any
+    meta: Mapping[str, Any]
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def options(cls: type) -> Iterator[Option]:
+    """Every option of a config class in reading order, groups flattened."""
+    yield from _walk(cls, (), {})
+
+
+def _walk(cls: type, path: tuple[str, ...], changed: Mapping[str, Any]) -> Iterator[Option]:
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        if inner := f.metadata.get("group"):
+            yield from _walk(inner, (*path, f.name), f.metadata["defaults"])
+            continue
+        kind, many, optional = _kind(hints[f.name])
+        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+        yield Option(f.name, (*path, f.name), kind, many, optional, changed.get(f.name, default), f.metadata)
+
+
+def _kind(hint: Any) -> tuple[type, bool, bool]:
+    """A type hint as (scalar type, repeatable, None allowed)."""
+    optional = False
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        arms = [a for a in typing.get_args(hint) if a is not type(None)]
+        optional = len(arms) < len(typing.get_args(hint))
+        hint = arms[0]
+    if typing.get_origin(hint) is list:
+        return typing.get_args(hint)[0], True, optional
+    return hint, False, optional
+
+
+# ---------------------------------------------------------------------------------------------- values
+
+_SUFFIX = {"k": 1_000, "m": 1_000_000, "g": 1_000_000_000, "b": 1_000_000_000}
+
+
+def number(text: str) -> float:
+    """`16k`, `1.5M`, `1e-4`, `1_000` → a number (k, M, G are powers of ten)."""
+    clean = text.strip().replace("_", "").lower()
+    if clean and clean[-1] in _SUFFIX:
+        return float(clean[:-1]) * _SUFFIX[clean[-1]]
+    return float(clean)
+
+
+def duration(value: Any) -> float:
+    """`90s`, `10m`, `2h`, `1h30m`, a plain number of seconds → seconds."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", str(value).strip())
+    if not parts or not any(parts.groups()):
+        raise ValueError("is not a time such as 90s, 10m or 1h30m")
+    h, m, s = (float(p or 0) for p in parts.groups())
+    return h * 3600 + m * 60 + s
+
+
+def coerce(option: Option, value: Any, origin: str) -> Any:
+    """A flag's text or a YAML value as the field's type. UsageError names where it came from."""
+    if value is None:
+        if option.optional or option.default is None:
+            return None
+        raise UsageError(f"{origin} has no value", fix=f"give {option.flag} a value or leave it out")
+    if option.many:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [_scalar(option, v, origin) for v in items]
+    return _scalar(option, value, origin)
+
+
+def _scalar(option: Option, value: Any, origin: str) -> Any:
+    meta = option.meta
+    try:
+        if meta["parse"]:
+            return meta["parse"](value)
+        result = _convert(option.type, value)
+    except (ValueError, TypeError) as e:
+        said = str(e)
+        plain = said if said.startswith("is ") else f"is not {_ARTICLE.get(option.type, 'valid')}"
+        raise UsageError(f"{origin} {plain}", found=repr(value)) from None
+    if meta["choices"] and result not in meta["choices"]:
+        near = difflib.get_close_matches(str(result), meta["choices"], n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(
+            f"{origin} is not one of the choices", found=str(result), fix=f"{hint}choose {', '.join(meta['choices'])}"
+        )
+    low, high = meta["low"], meta["high"]
+    if (low is not None and result < low) or (high is not None and result > high):
+        bounds = f"at least {low:g}" if high is None else f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
+        raise UsageError(f"{origin} is out of range", found=str(value), fix=f"{option.flag} takes {bounds}")
+    return result
+
+
+_ARTICLE = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _convert(kind: type, value: Any) -> Any:
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        word = str(value).strip().lower()
+        if word in ("1", "true", "yes", "on"):
+            return True
+        if word in ("0", "false", "no", "off"):
+            return False
+        raise ValueError
+    if kind is int:
+        if isinstance(value, bool):
+            raise ValueError
+        whole = number(value) if isinstance(value, str) else float(value)
+        if whole != int(whole):
+            raise ValueError
+        return int(whole)
+    if kind is float:
+        if isinstance(value, bool):
+            raise ValueError
+        result = number(value) if isinstance(value, str) else float(value)
+        if result != result:
+            raise ValueError
+        return result
+    if isinstance(value, (dict, list)):
+        raise ValueError
+    return str(value)
+
+
+# ---------------------------------------------------------------------------------------------- layers
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of values. origin names it in `--show-config` and in errors."""
+
+    origin: str  # flag, env, a file name, preset:1m
+    values: Mapping[str, Any]  # option name → raw value
+
+
+def build(cls: type[T], layers: Sequence[Layer]) -> tuple[T, dict[str, str]]:
+    """Resolve a config. layers: strongest first. Returns the object and, per option name, where its value came from."""
+    known = {o.name: o for o in options(cls)}
+    origins: dict[str, str] = {}
+    values: dict[tuple[str, ...], Any] = {}
+    for name, option in known.items():
+        origins[name] = "default"
+        values[option.path] = list(option.default) if option.many and option.default else option.default
+        for layer in layers:
+            if name in layer.values:
+                values[option.path] = coerce(option, layer.values[name], _place(layer, option))
+                origins[name] = layer.origin
+                break
+    for layer in layers:
+        for key in layer.values:
+            if key not in known:
+                raise unknown_key(key, known, layer.origin)
+    return _assemble(cls, (), values), origins
+
+
+def _place(layer: Layer, option: Option) -> str:
+    if layer.origin == "flag":
+        return option.meta["metavar"] or option.name if option.meta["argument"] else option.flag
+    return f"`{option.name}` in {layer.origin}"
+
+
+def _assemble(cls: type[T], path: tuple[str, ...], values: Mapping[tuple[str, ...], Any]) -> T:
+    parts = {}
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        inner = f.metadata.get("group")
+        parts[f.name] = _assemble(inner, (*path, f.name), values) if inner else values[(*path, f.name)]
+    return cls(**parts)
+
+
+def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str], origin: str) -> UsageError:
+    near = difflib.get_close_matches(key.replace("-", "_"), list(known), n=1, cutoff=0.5)
+    fix = f"did you mean `{near[0]}`?" if near else "see --help-all for every key"
+    return UsageError(f"{origin} has an unknown key `{key}`", fix=fix)
+
+
+def env_layer(cls: type, stage: str, environ: Mapping[str, str] | None = None) -> Layer:
+    """MINIGPT_<STAGE>_<FLAG> variables; repeatable options are split at commas."""
+    environ = os.environ if environ is None else environ
+    prefix = f"MINIGPT_{stage.replace('-', '_').replace(' ', '_').upper()}_"
+    values: dict[str, Any] = {}
+    for option in options(cls):
+        if (raw := environ.get(prefix + option.name.upper())) is not None:
+            values[option.name] = [p for p in raw.split(",") if p] if option.many else raw
+    return Layer("environment", values)
+
+
+def yaml_layer(path: str | Path) -> Layer:
+    """One `--config` file, keys in kebab or snake case. Errors name the file and line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        loaded = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UsageError(f"--config {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"--config {path} cannot be read", found=str(e)) from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UsageError(f"{where} is not valid YAML", found=getattr(e, "problem", None) or str(e)) from None
+    if loaded is None:
+        loaded = {}
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{path} holds no `key: value` pairs", found=type(loaded).__name__)
+    values = {str(k).replace("-", "_"): v for k, v in loaded.items()}
+    if isinstance(nested := values.get("set"), dict):  # `set: {model.num_hidden_layers: 4}` reads better than a list
+        values["set"] = [f"{k}={v}" for k, v in nested.items()]
+    return Layer(str(path), values)
+
+
+def assignments(pairs: Sequence[str]) -> dict[str, Any]:
+    """`--set a.b=c` pairs → {"a.b": value}, values read as YAML with `1e-4` as a number."""
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        key, eq, raw = pair.partition("=")
+        if not eq or not key.strip():
+            raise UsageError("--set takes key=value", found=pair, fix="for example --set model.num_hidden_layers=4")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError:
+            value = raw
+        if isinstance(value, str):
+            try:
+                value = float(value) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) else value
+            except ValueError:
+                pass
+        result[key.strip()] = value
+    return result
+
+
+def dump(config: Any, origins: Mapping[str, str], *, everything: bool = False) -> str:
+    """A config as YAML that `--config` reads back, each line's provenance as a comment."""
+    lines = []
+    for option in options(type(config)):
+        if not everything and not option.meta["save"]:
+            continue
+        value = config
+        for part in option.path:
+            value = getattr(value, part)
+        text = json.dumps(value, ensure_ascii=False)  # JSON is YAML, and one line whatever the value
+        lines.append(f"{option.name}: {text}  # {origins.get(option.name, 'default')}")
+    return "\n".join(lines) + "\n"

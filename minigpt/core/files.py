@@ -1,0 +1,180 @@
+"""Files that are either there whole or not at all: atomic writes, hashes, locks, cache paths."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minigpt.core.errors import DataError, UsageError
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fsync_dir(path: Path) -> None:
+    """Make a rename inside `path` durable. Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Replace `path` by `data`: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = data.encode("utf-8") if isinstance(data, str) else data
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(raw)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    fsync_dir(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse one JSON file. DataError names the file, and the line where parsing stopped."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise DataError(f"{path} is not valid JSON", found=str(e)) from None
+
+
+def cache_dir() -> Path:
+    """Where token stores and spooled input live: $MINIGPT_CACHE, else the platform's cache directory."""
+    if chosen := os.environ.get("MINIGPT_CACHE"):
+        return Path(chosen).expanduser()
+    if os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "minigpt"
+
+
+@contextlib.contextmanager
+def new_dir(path: Path) -> Iterator[Path]:
+    """Build a directory under a temporary name beside `path`, then rename it into place.
+
+    Every file is synced before the rename, so a crash leaves `path` absent or complete.
+    An existing `path` is replaced. DataError (exit 3) names the path when the disk refuses.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    except OSError as e:
+        raise disk_error(e, path) from e
+    try:
+        yield work
+        for file in work.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as f:
+                    os.fsync(f.fileno())
+        for folder in [work, *(d for d in work.rglob("*") if d.is_dir())]:
+            fsync_dir(folder)
+        os.chmod(work, 0o755)
+        if path.exists():  # a directory cannot be renamed over a full one: step aside, then swap
+            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            os.replace(path, aside / path.name)
+            os.replace(work, path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.replace(work, path)
+        fsync_dir(path.parent)
+    except OSError as e:
+        shutil.rmtree(work, ignore_errors=True)
+        raise disk_error(e, path) from e
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def disk_error(e: OSError, path: Path) -> DataError:
+    """An OSError of a write as an error with a way out."""
+    fix = {
+        errno.ENOSPC: "free some space or point --out at another disk, then continue with --resume",
+        errno.EDQUOT: "free some of your quota or point --out at another disk, then continue with --resume",
+        errno.EACCES: "choose a directory you may write to with --out",
+        errno.EROFS: "choose a directory you may write to with --out",
+        errno.ENOTDIR: "choose another --out: a file stands where a directory is needed",
+        errno.EEXIST: "choose another --out: a file stands where a directory is needed",
+    }.get(e.errno or 0)
+    return DataError(f"could not write {path}: {e.strerror or e}", fix=fix)
+
+
+class RunLock:
+    """One process per run directory. The kernel frees the lock when its owner dies, also by kill -9."""
+
+    def __init__(self, run_dir: Path):
+        self.path = Path(run_dir) / ".lock"
+        self._handle: Any = None
+
+    def __enter__(self) -> RunLock:
+        try:
+            self._handle = open(self.path, "a+", encoding="utf-8")
+        except OSError as e:
+            raise disk_error(e, self.path) from e
+        if not _try_lock(self._handle):
+            self._handle.seek(0)
+            owner = self._handle.read().strip() or "another process"
+            self._handle.close()
+            raise UsageError(
+                f"{self.path.parent} is in use by {owner}",
+                fix="wait for it to end, stop it, or choose another --out",
+            )
+        self._handle.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._handle.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}")
+        self._handle.flush()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._handle.close()
+
+
+def _try_lock(handle: Any) -> bool:
+    """Take an exclusive lock on an open file without waiting."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            handle.seek(0)
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,168 @@
+"""Option groups that several stages share: the same word means the same thing everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minigpt.core.config import duration, opt
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass
+class CommonConfig:
+    """Every command has these."""
+
+    config: list[str] = opt([], "YAML file of options; later files win", short="-c", metavar="FILE", save=False)
+    set: list[str] = opt([], "any model key, as in model.num_hidden_layers=4", metavar="KEY=VALUE")
+    json: bool = opt(False, "print one JSON object at the end instead of text", panel="Output", save=False)
+    quiet: bool = opt(False, "results, warnings and errors only", short="-q", panel="Output", save=False)
+    verbose: bool = opt(False, "say more", short="-v", panel="Output", save=False, advanced=True)
+    show_config: bool = opt(
+        False, "print the resolved options with where each came from, and stop", panel="Output", save=False
+    )
+
+
+@dataclass
+class DeviceConfig:
+    """Where and in what precision to compute."""
+
+    device: str = opt("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: str = opt(
+        "auto", "precision of the forward pass; auto = bfloat16 where it is native", choices=DTYPES, advanced=True
+    )
+    seed: int = opt(42, "seed of weights, data order and sampling", low=0)
+
+
+@dataclass
+class DataConfig:
+    """What to train on and how to lay it out."""
+
+    data: list[str] = opt(
+        [],
+        "file, directory, glob or - for stdin; FILE:0.3 weights it in a mix",
+        short="-d",
+        panel="Data",
+        metavar="PATH",
+    )
+    val_data: list[str] = opt([], "separate validation data", panel="Data", metavar="PATH")
+    val_split: float | None = opt(
+        None,
+        "share of the documents held out for validation, by hash",
+        panel="Data",
+        low=0.0,
+        high=0.5,
+        shown="auto: 200 documents, 0.5 to 5 %",
+    )
+    tokenizer: str | None = opt(None, "tokenizer directory, or any model's", short="-t", panel="Data", metavar="PATH")
+    max_len: int | None = opt(None, "tokens a row", panel="Data", low=2, shown="by size")
+    pack: str = opt(
+        "pack",
+        "pack = several documents a row, best fit; pad = one document a row",
+        panel="Data",
+        choices=("pack", "pad"),
+        advanced=True,
+    )
+    long: str = opt(
+        "split",
+        "documents longer than a row: split loses no token, truncate cuts, drop leaves out, error stops",
+        panel="Data",
+        choices=("split", "truncate", "drop", "error"),
+        advanced=True,
+    )
+    max_bad: str = opt(
+        "0", "bad rows to skip and count before giving up, as a number or 1%", panel="Data", advanced=True
+    )
+    split_docs: str = opt(
+        "auto",
+        "documents of a plain text file: blank = split at blank lines, line, file; auto joins paragraphs to about 4 kB",
+        panel="Data",
+        choices=("auto", "blank", "line", "file"),
+        advanced=True,
+    )
+
+
+@dataclass
+class OptimConfig:
+    """How the weights move."""
+
+    lr: float | None = opt(None, "peak learning rate", panel="Optimisation", low=0.0, shown="auto by size and stage")
+    schedule: str = opt(
+        "wsd",
+        "learning-rate shape: cosine, wsd = flat then linear to zero, linear, constant",
+        panel="Optimisation",
+        choices=("cosine", "wsd", "linear", "constant"),
+    )
+    warmup: float = opt(0.02, "warm-up, as a share of the steps (below 1) or a number of steps", panel="Optimisation")
+    decay: float = opt(0.4, "share of the steps that wsd spends going down", panel="Optimisation", advanced=True)
+    min_lr: float = opt(
+        0.0, "where the schedule ends, as a share of the peak", panel="Optimisation", low=0, high=1, advanced=True
+    )
+    optimizer: str = opt(
+        "adamw",
+        "adamw, or muon for the matrices with AdamW for the rest",
+        panel="Optimisation",
+        choices=("adamw", "muon"),
+    )
+    weight_decay: float = opt(0.1, "on matrices only", panel="Optimisation", low=0.0)
+    beta1: float = opt(0.9, "AdamW", panel="Optimisation", advanced=True)
+    beta2: float = opt(0.95, "AdamW", panel="Optimisation", advanced=True)
+    eps: float = opt(1e-8, "AdamW", panel="Optimisation", advanced=True)
+    clip: float = opt(1.0, "largest gradient norm; 0 = never clip", panel="Optimisation", low=0.0)
+
+
+@dataclass
+class TrainConfig:
+    """The run itself."""
+
+    out: str | None = opt(
+        None, "run directory", short="-o", panel="Run", metavar="DIR", save=False, shown="runs/<stage>-<date>"
+    )
+    resume: str | None = opt(
+        None,
+        "continue a run: auto (the one in --out, or start), or its directory. --model starts a new run instead",
+        panel="Run",
+        metavar="auto|DIR",
+        save=False,
+    )
+    overwrite: bool = opt(False, "replace the run that is in --out", panel="Run", save=False)
+    allow_changes: bool = opt(
+        False, "resume although model, data, seed or batch differ", panel="Run", save=False, advanced=True
+    )
+    epochs: float = opt(1.0, "passes over the data", panel="Optimisation", low=0.0)
+    steps: int | None = opt(
+        None, "optimizer steps, instead of --epochs", panel="Optimisation", low=1, shown="from --epochs"
+    )
+    tokens: int | None = opt(None, "token budget, instead of --epochs (10M, 1G)", panel="Optimisation", low=1)
+    batch_size: int | None = opt(None, "rows a device computes at once", panel="Optimisation", low=1, shown="auto")
+    batch_tokens: int | None = opt(
+        None, "tokens an optimizer step, over all devices", panel="Optimisation", low=1, shown="auto by size and stage"
+    )
+    max_time: float | None = opt(
+        None, "stop after this long (90s, 10m, 2h), saved and resumable", panel="Run", parse=duration, save=False
+    )
+    save_every: int | None = opt(None, "steps between checkpoints", panel="Run", low=1, shown="10 a run")
+    keep: int = opt(3, "checkpoints kept, besides the best", panel="Run", low=1)
+    log_every: int = opt(10, "steps between log lines", panel="Run", low=1)
+    eval_every: int | None = opt(None, "steps between validations", panel="Run", low=1, shown="10 a run")
+    eval_rows: int = opt(64, "most validation rows an evaluation reads", panel="Run", low=1, advanced=True)
+    sample_prompt: list[str] = opt([], "prompt to answer at every validation", panel="Run", shown="from the data")
+    compile: bool = opt(False, "torch.compile the model (pays on CUDA)", panel="Run", advanced=True)
+
+
+@dataclass
+class SampleConfig:
+    """How to choose the next token. One group wherever text is generated."""
+
+    max_tokens: int = opt(256, "most tokens to generate", panel="Sampling", low=1)
+    temperature: float = opt(0.7, "0 = greedy", panel="Sampling", low=0.0, high=100.0)
+    top_k: int = opt(0, "sample among the k likeliest tokens; 0 = all", panel="Sampling", low=0)
+    top_p: float = opt(0.95, "sample among the likeliest tokens that hold this much probability", panel="Sampling",
+                       low=0.0, high=1.0)  # fmt: skip
+    min_p: float = opt(
+        0.0, "drop tokens below this share of the likeliest one", panel="Sampling", low=0.0, high=1.0, advanced=True
+    )
+    repetition_penalty: float = opt(1.0, "above 1 discourages tokens already there", panel="Sampling", low=0.01)
+    stop: list[str] = opt([], "end at this text (repeatable); it is not printed", panel="Sampling", metavar="TEXT")
+    n: int = opt(1, "answers a prompt", panel="Sampling", low=1)
+    think: bool | None = opt(None, "let a thinking model think, or not", panel="Sampling", shown="the template's own")

@@ -1,0 +1,17 @@
+"""The registry: one line a command. A stage module holds a `Config` dataclass, `run(cfg, context) -> Result`,
+`EXAMPLES`, and as its docstring's first line the help text shown here; one with verbs holds `VERBS` instead.
+"""
+
+from __future__ import annotations
+
+STAGES: dict[str, tuple[str, str]] = {
+    # command: (module, one-line help, equal to the module's docstring)
+    "tokenize": ("tokenize", "Train a tokenizer, pack data with it, or look at what it does."),
+    "pretrain": ("pretrain", "Train a language model from scratch on text."),
+    "sft": ("sft", "Fine-tune a model on conversations."),
+    "generate": ("generate", "Complete prompts from the command line, a file or a pipe."),
+    "chat": ("chat", "Talk with a model."),
+    "eval": ("evaluate", "Measure loss, perplexity and bits per byte."),
+    "data": ("data", "Look at data and check it before training."),
+    "info": ("info", "Describe a model, a run, a tokenizer or a data store."),
+}

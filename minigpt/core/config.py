@@ -13,8 +13,9 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,15 +128,22 @@ _SUFFIX = {"k": 1_000, "m": 1_000_000, "g": 1_000_000_000, "b": 1_000_000_000}
 
 def number(text: str) -> float:
     """`16k`, `1.5M`, `1e-4`, `1_000` → a number (k, M, G are powers of ten)."""
+    return float(_decimal(text))
+
+
+def _decimal(text: str) -> Decimal:
+    """The number a text holds, exactly: a seed above 2**53 must not lose its last digits."""
     clean = text.strip().replace("_", "").lower()
-    if clean and clean[-1] in _SUFFIX:
-        return float(clean[:-1]) * _SUFFIX[clean[-1]]
-    return float(clean)
+    scale = _SUFFIX.get(clean[-1:], 1)
+    try:
+        return Decimal(clean[:-1] if scale > 1 else clean) * scale
+    except InvalidOperation:
+        raise ValueError(f"{text!r} is no number") from None
 
 
 def duration(value: Any) -> float:
     """`90s`, `10m`, `2h`, `1h30m`, a plain number of seconds → seconds."""
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", str(value).strip())
     if not parts or not any(parts.groups()):
@@ -159,9 +167,7 @@ def coerce(option: Option, value: Any, origin: str) -> Any:
 def _scalar(option: Option, value: Any, origin: str) -> Any:
     meta = option.meta
     try:
-        if meta["parse"]:
-            return meta["parse"](value)
-        result = _convert(option.type, value)
+        result = meta["parse"](value) if meta["parse"] else _convert(option.type, value)
     except (ValueError, TypeError) as e:
         said = str(e)
         plain = said if said.startswith("is ") else f"is not {_ARTICLE.get(option.type, 'valid')}"
@@ -173,6 +179,8 @@ def _scalar(option: Option, value: Any, origin: str) -> Any:
             f"{origin} is not one of the choices", found=str(result), fix=f"{hint}choose {', '.join(meta['choices'])}"
         )
     low, high = meta["low"], meta["high"]
+    if not isinstance(result, (int, float)):
+        return result
     if (low is not None and result < low) or (high is not None and result > high):
         bounds = f"at least {low:g}" if high is None else f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
         raise UsageError(f"{origin} is out of range", found=str(value), fix=f"{option.flag} takes {bounds}")
@@ -192,20 +200,16 @@ def _convert(kind: type, value: Any) -> Any:
         if word in ("0", "false", "no", "off"):
             return False
         raise ValueError
-    if kind is int:
+    if kind in (int, float):
         if isinstance(value, bool):
             raise ValueError
-        whole = number(value) if isinstance(value, str) else float(value)
-        if whole != int(whole):
+        exact = _decimal(value) if isinstance(value, str) else Decimal(value)
+        huge = exact.is_finite() and exact.adjusted() > 300  # beyond a float, and ruinous as a whole number
+        if huge or not exact.is_finite() or (kind is int and exact != exact.to_integral_value()):
             raise ValueError
-        return int(whole)
-    if kind is float:
-        if isinstance(value, bool):
-            raise ValueError
-        result = number(value) if isinstance(value, str) else float(value)
-        if result != result:
-            raise ValueError
-        return result
+        return kind(exact)
+    if isinstance(value, bool):  # YAML reads an unquoted no, off or yes as a truth value
+        raise ValueError("is a truth value, not text: put it in quotes")
     if isinstance(value, (dict, list)):
         raise ValueError
     return str(value)
@@ -226,20 +230,22 @@ def build(cls: type[T], layers: Sequence[Layer]) -> tuple[T, dict[str, str]]:
     """Resolve a config. layers: strongest first. Returns the object and, per option name, where its value came from."""
     known = {o.name: o for o in options(cls)}
     origins: dict[str, str] = {}
-    values: dict[tuple[str, ...], Any] = {}
+    chosen: dict[tuple[str, ...], Any] = {}
     for name, option in known.items():
         origins[name] = "default"
-        values[option.path] = list(option.default) if option.many and option.default else option.default
+        chosen[option.path] = list(option.default) if option.many and option.default else option.default
         for layer in layers:
             if name in layer.values:
-                values[option.path] = coerce(option, layer.values[name], _place(layer, option))
+                chosen[option.path] = coerce(option, layer.values[name], _place(layer, option))
                 origins[name] = layer.origin
                 break
+        if option.meta["argument"] and chosen[option.path] is None and not option.optional:
+            raise UsageError(f"{option.meta['metavar'] or option.name} is missing: {option.meta['help']}")
     for layer in layers:
         for key in layer.values:
             if key not in known:
                 raise unknown_key(key, known, layer.origin)
-    return _assemble(cls, (), values), origins
+    return _assemble(cls, (), chosen), origins
 
 
 def _place(layer: Layer, option: Option) -> str:
@@ -256,20 +262,41 @@ def _assemble(cls: type[T], path: tuple[str, ...], values: Mapping[tuple[str, ..
     return cls(**parts)
 
 
+def values(config: Any) -> dict[str, Any]:
+    """Every option of a config object by name, groups flattened: the reverse of `build`."""
+    result = {}
+    for option in options(type(config)):
+        value = config
+        for part in option.path:
+            value = getattr(value, part)
+        result[option.name] = value
+    return result
+
+
 def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str], origin: str) -> UsageError:
     near = difflib.get_close_matches(key.replace("-", "_"), list(known), n=1, cutoff=0.5)
     fix = f"did you mean `{near[0]}`?" if near else "see --help-all for every key"
     return UsageError(f"{origin} has an unknown key `{key}`", fix=fix)
 
 
+def env_prefix(stage: str) -> str:
+    """`data check` → `MINIGPT_DATA_CHECK_`."""
+    return f"MINIGPT_{stage.replace('-', '_').replace(' ', '_').upper()}_"
+
+
 def env_layer(cls: type, stage: str, environ: Mapping[str, str] | None = None) -> Layer:
-    """MINIGPT_<STAGE>_<FLAG> variables; repeatable options are split at commas."""
+    """MINIGPT_<STAGE>_<FLAG> variables; repeatable options are split at commas, an empty one counts as unset.
+
+    A variable with the stage's prefix that is no option stays in the layer, so that `build` refuses it by name.
+    """
     environ = os.environ if environ is None else environ
-    prefix = f"MINIGPT_{stage.replace('-', '_').replace(' ', '_').upper()}_"
+    prefix = env_prefix(stage)
+    many = {o.name for o in options(cls) if o.many}
     values: dict[str, Any] = {}
-    for option in options(cls):
-        if (raw := environ.get(prefix + option.name.upper())) is not None:
-            values[option.name] = [p for p in raw.split(",") if p] if option.many else raw
+    for variable, raw in environ.items():
+        if raw and variable.startswith(prefix):
+            name = variable[len(prefix) :].lower()
+            values[name] = [part for part in raw.split(",") if part] if name in many else raw
     return Layer("environment", values)
 
 
@@ -291,9 +318,21 @@ def yaml_layer(path: str | Path) -> Layer:
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} holds no `key: value` pairs", found=type(loaded).__name__)
     values = {str(k).replace("-", "_"): v for k, v in loaded.items()}
+    for name in ("config", "show_config"):
+        if name in values:
+            raise UsageError(f"{path} sets `{name}`, which only the command line can", fix=f"remove `{name}`")
     if isinstance(nested := values.get("set"), dict):  # `set: {model.num_hidden_layers: 4}` reads better than a list
-        values["set"] = [f"{k}={v}" for k, v in nested.items()]
+        values["set"] = [f"{k}={json.dumps(v)}" for k, v in _flatten(nested)]
     return Layer(str(path), values)
+
+
+def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"model": {"a": 1}, "b": 2}` → ("model.a", 1), ("b", 2)."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def assignments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -316,15 +355,25 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def dump(config: Any, origins: Mapping[str, str], *, everything: bool = False) -> str:
-    """A config as YAML that `--config` reads back, each line's provenance as a comment."""
-    lines = []
+def dump(config: Any, origins: Mapping[str, str], *, everything: bool = False, skip: Collection[str] = ()) -> str:
+    """A config as YAML that `--config` reads back, each line's provenance as a comment.
+
+    everything: also the options that a run's config.yaml leaves out. skip: names of options to leave out anyway.
+    """
+    lines, current = [], values(config)
     for option in options(type(config)):
-        if not everything and not option.meta["save"]:
+        if option.name in skip or not (everything or option.meta["save"]):
             continue
-        value = config
-        for part in option.path:
-            value = getattr(value, part)
-        text = json.dumps(value, ensure_ascii=False)  # JSON is YAML, and one line whatever the value
-        lines.append(f"{option.name}: {text}  # {origins.get(option.name, 'default')}")
+        value = current[option.name]
+        origin = " ".join(origins.get(option.name, "default").split())
+        lines.append(f"{option.name}: {_yaml_text(value)}  # {_yaml_text(origin)[1:-1]}")
     return "\n".join(lines) + "\n"
+
+
+# What YAML 1.1 forbids or folds inside a quoted text: control characters, its extra line breaks, lone surrogates.
+_UNSAFE = re.compile("[\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff\\ufeff\\ufffe\\uffff]")
+
+
+def _yaml_text(value: Any) -> str:
+    """JSON is YAML, and one line whatever the value."""
+    return _UNSAFE.sub(lambda m: f"\\u{ord(m[0]):04x}", json.dumps(value, ensure_ascii=False))

@@ -39,22 +39,28 @@ def fsync_dir(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Replace `path` by `data`: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace `path` by `data`: a reader sees the old file or the new one, never a part.
+
+    DataError (exit 3) names the path when the disk refuses.
+    """
     raw = data.encode("utf-8") if isinstance(data, str) else data
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(raw)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-    fsync_dir(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as f:
+                f.write(raw)
+                f.flush()
+                os.fsync(f.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+        fsync_dir(path.parent)
+    except OSError as e:
+        raise disk_error(e, path) from e
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -67,6 +73,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
+    except OSError as e:
+        raise DataError(f"{path} cannot be read", found=e.strerror or str(e)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise DataError(f"{path} is not valid JSON", found=str(e)) from None
 
@@ -107,8 +115,13 @@ def new_dir(path: Path) -> Iterator[Path]:
         if path.exists():  # a directory cannot be renamed over a full one: step aside, then swap
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             os.replace(path, aside / path.name)
-            os.replace(work, path)
-            shutil.rmtree(aside, ignore_errors=True)
+            try:
+                os.replace(work, path)
+            except BaseException:
+                os.replace(aside / path.name, path)
+                raise
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
         else:
             os.replace(work, path)
         fsync_dir(path.parent)

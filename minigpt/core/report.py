@@ -6,12 +6,17 @@ Results go to `out` (stdout); everything else is talk (stderr). The base class i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 
 class Progress:
-    """A running bar. Use as a context manager; `update` takes the absolute position."""
+    """A running bar. Use as a context manager; `update` takes the absolute position.
+
+    On a terminal the bar shows position, total, the caller's text and the time left. Without one there is no bar:
+    only the calls with `line=True` print, one plain line each, so the caller decides how often a log hears of it.
+    """
 
     def __enter__(self) -> Progress:
         return self
@@ -19,8 +24,11 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         return None
 
-    def update(self, done: int, text: str = "") -> None:
-        """done: units finished so far. text: the figures behind the bar, already formatted."""
+    def update(self, done: int, text: str = "", *, line: bool = False) -> None:
+        """done: units finished so far. text: the figures behind the bar, already formatted.
+
+        line: without a terminal, print `label  done/total  text` as one line; on a terminal it changes nothing.
+        """
 
 
 class Report:
@@ -42,11 +50,17 @@ class Report:
         """A line for --verbose."""
 
     def progress(self, total: int | None, *, start: int = 0, label: str = "") -> Progress:
-        """A bar of `total` units (None = unknown) beginning at `start`."""
+        """A bar of `total` units (None = unknown) beginning at `start`. One bar at a time."""
         return Progress()
 
     def out(self, text: str, *, end: str = "\n") -> None:
-        """Result text. Written and flushed at once, so that a pipe sees each line as it is made."""
+        """Result text. Written and flushed at once, so that a pipe sees each line as it is made.
+
+        With --json nothing is written: stdout then holds one object, made of `Result.data`.
+        """
+
+    def marked(self, parts: Sequence[tuple[str, bool]]) -> None:
+        """Result text of which some parts are marked: within ⟦ ⟧, and in colour on a terminal."""
 
 
 @dataclass

@@ -4,6 +4,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from minigpt.core.report import Context, Result
+
 STAGES: dict[str, tuple[str, str]] = {
     # command: (module, one-line help, equal to the module's docstring)
     "tokenize": ("tokenize", "Train a tokenizer, pack data with it, or look at what it does."),
@@ -15,3 +20,12 @@ STAGES: dict[str, tuple[str, str]] = {
     "data": ("data", "Look at data and check it before training."),
     "info": ("info", "Describe a model, a run, a tokenizer or a data store."),
 }
+
+
+class Verb(NamedTuple):
+    """One verb of a command that has several, such as `tokenize train`. A stage's `VERBS` maps names to these."""
+
+    config: type  # the dataclass of its options
+    run: Callable[[Any, Context], Result]  # takes an object of that class
+    help: str
+    examples: tuple[str, ...]

@@ -1,0 +1,167 @@
+"""The program: parse, resolve, run, report. Every way out is an exit code of `core.errors.Exit`.
+
+Nothing here imports torch; a stage does, inside its `run`, after paths and options have been checked.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import minigpt
+from minigpt.cli import flags
+from minigpt.cli.console import Console, OutputClosed
+from minigpt.cli.flags import HelpRequested, Request
+from minigpt.core.config import dump, values
+from minigpt.core.errors import Aborted, Exit, MinigptError, MissingError, OutOfMemory
+from minigpt.core.files import disk_error
+from minigpt.core.groups import CommonConfig
+from minigpt.core.report import Context, Result
+
+DISTRIBUTION = "minigpt-lm"
+VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "typer")
+REPORT_IT = (
+    "This is a fault of minigpt, not yours. Please report it as CONTRIBUTING.md describes, with everything above "
+    "and the output of: minigpt --version --json"
+)
+_TYPER_USAGE_ERROR: Any = typer.BadParameter.__base__  # the public name of its family; typer exports only this child
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    typed = words[: words.index("--")] if "--" in words else words
+    console = Console(json="--json" in typed, quiet=bool({"-q", "--quiet"} & {*typed}))
+    try:
+        return _guarded(words, console)
+    except OutputClosed:
+        _abandon_stdout()
+        return Exit.OK
+
+
+def _guarded(words: list[str], console: Console) -> int:
+    """The command line's exit code; every fault is told to the console."""
+    try:
+        return _dispatch(words, console)
+    except OutputClosed:
+        raise
+    except MinigptError as e:
+        console.error(e)
+        return e.code
+    except KeyboardInterrupt:
+        console.error(Aborted("interrupted"))
+        return Exit.ABORTED
+    except Exception as e:
+        known = _known(e)
+        if known is not None:
+            console.error(known)
+            return known.code
+        console.raw(traceback.format_exc())
+        bug = MinigptError(f"{type(e).__name__}: {e}", fix=REPORT_IT)
+        console.error(bug)
+        return Exit.BUG
+
+
+def _dispatch(words: list[str], console: Console) -> int:
+    try:
+        parsed = flags.root().main(words, prog_name="minigpt", standalone_mode=False)
+    except HelpRequested as e:
+        console.page(_help(e))
+        return Exit.OK
+    except _TYPER_USAGE_ERROR as e:
+        raise flags.usage_error(e) from None
+    if parsed == "version":
+        console.finish(_version(), 0.0)
+        return Exit.OK
+    if not isinstance(parsed, Request):  # shell completion, or an exit code of typer's own
+        return parsed if isinstance(parsed, int) else Exit.OK
+    return _run(parsed, words, console)
+
+
+def _run(request: Request, words: list[str], console: Console) -> int:
+    config, origins = flags.resolve(request)
+    asked = values(config)
+    console.configure(json=asked["json"], quiet=asked["quiet"], verbose=asked["verbose"])
+    if asked["show_config"]:
+        console.json = False  # the page is YAML, whatever else was asked for
+        skip = {f.name for f in fields(CommonConfig)} - {"set"}
+        console.page(dump(config, origins, everything=True, skip=skip).rstrip("\n"))
+        return Exit.OK
+    began = time.monotonic()
+    result = request.command.run(config, Context(console, origins, ["minigpt", *words]))
+    console.finish(result, time.monotonic() - began)
+    return Exit.OK
+
+
+def _help(e: HelpRequested) -> str:
+    from minigpt.cli import help as pages
+
+    if isinstance(e.subject, str):
+        return pages.verbs_page(e.subject) if e.subject else pages.root_page()
+    return pages.page(e.subject, e.everything)
+
+
+def _version() -> Result:
+    versions = {"minigpt": minigpt.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in VERSIONED:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return Result(f"minigpt {minigpt.__version__}", dict(versions))
+
+
+# ---------------------------------------------------------------------------------------------- faults by name
+
+
+def _known(e: Exception) -> MinigptError | None:
+    """A fault of the machine that reached us as a bare exception, in words; None for a bug. Imports nothing."""
+    if isinstance(e, MemoryError) or _is_torch_oom(e):
+        return OutOfMemory(
+            "out of memory", found=str(e) or None, fix="use a smaller --batch-size, --max-len or --size"
+        )
+    if isinstance(e, ModuleNotFoundError) and e.name and not e.name.startswith("minigpt"):
+        return MissingError(f"the package {e.name} is not installed", fix=install_hint(e.name))
+    if isinstance(e, OSError) and e.filename and (fault := disk_error(e, Path(os.fsdecode(e.filename)))).fix:
+        return fault
+    return None
+
+
+def _is_torch_oom(e: Exception) -> bool:
+    if type(e).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(e, RuntimeError) and "can't allocate memory" in str(e)  # torch's CPU allocator has no own class
+
+
+def install_hint(package: str) -> str:
+    """The command that installs a package, through the extra that holds it where there is one."""
+    wanted = re.sub(r"[-_.]+", "-", package.split(".")[0]).lower()
+    try:
+        listed = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        listed = []
+    for line in listed:
+        found = re.match(r"([\w.-]+).*extra\s*==\s*['\"]([\w-]+)", line)
+        if found and re.sub(r"[-_.]+", "-", found[1]).lower() == wanted:
+            checkout = (Path(minigpt.__file__).parents[1] / "pyproject.toml").is_file()
+            return f"pip install '{'.' if checkout else DISTRIBUTION}[{found[2]}]'"
+    return f"pip install {wanted}"
+
+
+def _abandon_stdout() -> None:
+    """Point stdout at nothing, so that Python's own flush at exit does not complain."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):
+        pass

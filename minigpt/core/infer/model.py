@@ -1,0 +1,52 @@
+"""A model ready for use: weights, tokenizer and where they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt.core.data.tokenizer import Tokenizer
+from minigpt.core.errors import DataError
+from minigpt.core.models import folder
+from minigpt.core.models.decoder import Decoder
+from minigpt.core.runtime import Runtime
+
+
+@dataclass
+class Model:
+    """decoder: on the runtime's device, in eval mode. config: the folder's config.json."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    path: Path
+    config: dict[str, Any]
+    runtime: Runtime
+
+    @property
+    def is_chat(self) -> bool:
+        """Fine-tuned on conversations: it came with a chat template."""
+        return self.tokenizer.chat_template is not None
+
+
+def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
+    """Load a run directory (its newest step), a step directory or a Hugging Face folder.
+
+    DataError when files are missing, damaged or do not fit each other.
+    """
+    where = folder.resolve(str(path))
+    runtime = Runtime.open(device, dtype)
+    decoder, config = folder.load(where, device=runtime.device, dtype=runtime.dtype)
+    tokenizer = Tokenizer.load(where)
+    check_fit(decoder, tokenizer, where)
+    decoder.eval()
+    return Model(decoder, tokenizer, where, config, runtime)
+
+
+def check_fit(decoder: Decoder, tokenizer: Tokenizer, where: Path | str) -> None:
+    """A tokenizer with more tokens than the embedding has rows would index past its end."""
+    if tokenizer.vocab_size > decoder.config.vocab_size:
+        raise DataError(
+            f"the tokenizer of {where} has {tokenizer.vocab_size:,} tokens, the model only {decoder.config.vocab_size:,}",
+            fix="use the tokenizer that the model was trained with",
+        )

@@ -1,0 +1,104 @@
+"""Rotary position embedding (Su et al., 2021, arXiv:2104.09864) and its context extensions.
+
+Linear scaling divides every frequency; YaRN (Peng et al., 2023, arXiv:2309.00071) divides the slow ones and leaves the
+fast ones; `llama3` is the variant of Llama 3.1 (Dubey et al., 2024, arXiv:2407.21783). The formulas and the order of
+their float32 operations are those of transformers' `ROPE_INIT_FUNCTIONS`, so frequencies agree to the last bits.
+
+Shapes: B rows · T tokens · H heads · D head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RopeParameters = Mapping[str, Any]
+
+
+def _default(rope: RopeParameters, dim: int) -> tuple[Tensor, float]:
+    return 1.0 / _wave(rope, dim), 1.0
+
+
+def _linear(rope: RopeParameters, dim: int) -> tuple[Tensor, float]:
+    return 1.0 / _wave(rope, dim) / rope["factor"], 1.0
+
+
+def _llama3(rope: RopeParameters, dim: int) -> tuple[Tensor, float]:
+    """Slow frequencies divided by `factor`, fast ones kept, a linear blend between the two wavelengths."""
+    inv_freq = 1.0 / _wave(rope, dim)
+    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
+    context = rope["original_max_position_embeddings"]
+    wavelength = 2 * math.pi / inv_freq
+    scaled = torch.where(wavelength > context / low, inv_freq / factor, inv_freq)
+    smooth = (context / wavelength - low) / (high - low)
+    blend = (1 - smooth) * scaled / factor + smooth * scaled
+    medium = ~(wavelength < context / high) * ~(wavelength > context / low)
+    return torch.where(medium, blend, scaled), 1.0
+
+
+def _yarn(rope: RopeParameters, dim: int) -> tuple[Tensor, float]:
+    """A ramp over the dimensions, from extrapolation (fast) to interpolation (slow), and a factor on cos and sin."""
+    factor, context, base = rope["factor"], rope["original_max_position_embeddings"], rope["rope_theta"]
+
+    def dimension(rotations: float) -> float:
+        """The (fractional) dimension that turns `rotations` times over the original context."""
+        return (dim * math.log(context / (rotations * 2 * math.pi))) / (2 * math.log(base))
+
+    low, high = dimension(rope.get("beta_fast") or 32), dimension(rope.get("beta_slow") or 1)
+    if rope.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = torch.clamp((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / (high - low), 0, 1)
+    keep = 1 - ramp
+    wave = _wave(rope, dim)
+    return (1.0 / (factor * wave)) * (1 - keep) + (1.0 / wave) * keep, _yarn_attention_factor(rope)
+
+
+def _yarn_attention_factor(rope: RopeParameters) -> float:
+    def mscale(weight: float) -> float:
+        return 1.0 if rope["factor"] <= 1 else 0.1 * weight * math.log(rope["factor"]) + 1.0
+
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return mscale(rope["mscale"]) / mscale(rope["mscale_all_dim"])
+    return mscale(1.0)
+
+
+def _wave(rope: RopeParameters, dim: int) -> Tensor:
+    """theta^(2i/D): wavelength over 2 pi of each pair of dimensions, (D/2,) float32."""
+    return rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
+
+
+ROPE: dict[str, Callable[[RopeParameters, int], tuple[Tensor, float]]] = {
+    "default": _default,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
+
+
+def frequencies(rope: RopeParameters, head_dim: int) -> tuple[Tensor, float]:
+    """inv_freq (D/2,) float32 on the CPU, and the factor on cos and sin, of normalised `rope_parameters`."""
+    return ROPE[rope["rope_type"]](rope, head_dim)
+
+
+class RotaryEmbedding:
+    """Turns positions into cos and sin. No module: casting a model to bfloat16 must not touch its frequencies."""
+
+    def __init__(self, rope: RopeParameters, head_dim: int):
+        self.inv_freq, self.attention_factor = frequencies(rope, head_dim)
+
+    def __call__(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """position_ids: (B, T). Returns cos, sin (B, T, D) in `dtype`, both halves of D alike."""
+        if self.inv_freq.device != position_ids.device:
+            self.inv_freq = self.inv_freq.to(position_ids.device)
+        angle = position_ids[..., None].float() * self.inv_freq  # (B, T, D/2)
+        angle = torch.cat((angle, angle), dim=-1)
+        return (angle.cos() * self.attention_factor).to(dtype), (angle.sin() * self.attention_factor).to(dtype)

@@ -1,0 +1,136 @@
+"""Where the work runs: device, compute precision, threads, seeds. The first layer that imports torch."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt.core.errors import MissingError, UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process of a run."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the forward pass; master weights are always float32
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def open(cls, device: str = "auto", dtype: str = "auto") -> Runtime:
+        """Choose device and precision. MissingError (exit 4) when the device is not here, UsageError when unknown."""
+        chosen = _device(device)
+        use_all_cores()
+        return cls(chosen, native_dtype(chosen) if dtype == "auto" else DTYPES[dtype])
+
+    @property
+    def name(self) -> str:
+        """`cpu bf16, 2 threads` or `NVIDIA H100 bf16`: the run's first line."""
+        short = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        if self.device.type == "cpu":
+            count = torch.get_num_threads()
+            return f"cpu {short}, {count} thread{'s' * (count != 1)}"
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)} {short}"
+        return f"{self.device.type} {short}"
+
+    def memory_gb(self) -> float:
+        """Peak memory of this process so far, in 1e9 bytes: the device's on CUDA, the process's resident set else."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e9
+        return resident_peak() / 1e9
+
+
+def use_all_cores() -> None:
+    """Compute on the cores this process may use (a container often has fewer than the machine)."""
+    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError("--device is not a device", found=name, fix="use auto, cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MissingError("--device cuda needs a CUDA GPU and a CUDA build of torch", fix="use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise MissingError("--device mps needs Apple silicon", fix="use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError("--device is not supported", found=name, fix="use auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def native_dtype(device: torch.device) -> torch.dtype:
+    """The fastest precision the hardware computes natively and a small model trains well in.
+
+    Emulated bfloat16 on a CPU is many times slower than float32, so it must be native there.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # no public question exists
+    ):
+        return torch.bfloat16
+    return torch.float32
+
+
+def resident_peak() -> int:
+    """Largest resident set of this process, bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def seed_all(seed: int) -> None:
+    """Seed python, numpy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Tensor]:
+    """State of every generator as tensors, so that it fits safetensors."""
+    version, internal, gauss = random.getstate()
+    assert version == 3
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    assert kind == "MT19937"
+    state = {
+        "python": torch.tensor(internal, dtype=torch.int64),
+        "python_gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor]) -> None:
+    """Undo of `rng_state`."""
+    gauss = state["python_gauss"].item()
+    random.setstate((3, tuple(int(v) for v in state["python"]), None if gauss != gauss else gauss))
+    position, has_gauss, cached = state["numpy_rest"].tolist()
+    keys = state["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,109 @@
+"""What a run measures while it goes, and how the figures read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Window:
+    """Sums since the last log row. Saved with a checkpoint, so that a resumed run logs the same rows."""
+
+    loss: float = 0.0  # summed over loss units
+    units: float = 0.0
+    skipped: int = 0
+
+    @property
+    def mean(self) -> float | None:
+        return self.loss / self.units if self.units else None
+
+
+@dataclass
+class Counters:
+    """Everything the loop counts. JSON, exact: Python's floats survive a round trip."""
+
+    step: int = 0  # optimizer steps done
+    tokens: int = 0  # loss units trained on
+    skipped: int = 0  # steps left out because loss or gradient was not finite
+    streak: int = 0  # of those, in a row
+    best: float | None = None  # lowest validation loss at a saved step
+    best_step: int | None = None
+    last_val: dict[str, float] = field(default_factory=dict)
+    loss_scale: float = 65536.0  # float16 only
+    good_steps: int = 0  # since the loss scale last changed
+    window: Window = field(default_factory=Window)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Counters:
+        return cls(**{**state, "window": Window(**state["window"])})
+
+
+class Clock:
+    """Tokens a second of the training steps alone; evaluation and saving are paused out."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.tokens = 0
+        self.steps = 0
+        self._since: float | None = None
+        self._overall = [0.0, 0.0]  # seconds, steps
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self, tokens: int) -> None:
+        assert self._since is not None
+        spent = time.perf_counter() - self._since
+        self.seconds += spent
+        self.tokens += tokens
+        self.steps += 1
+        self._overall[0] += spent
+        self._overall[1] += 1
+
+    def rate(self) -> float:
+        """Tokens a second since the last call."""
+        value = self.tokens / self.seconds if self.seconds else 0.0
+        self.seconds, self.tokens, self.steps = 0.0, 0, 0
+        return value
+
+    def eta(self, steps_left: int) -> float:
+        """Seconds that `steps_left` more steps will take, at the mean pace so far."""
+        seconds, steps = self._overall
+        return steps_left * seconds / steps if steps else 0.0
+
+
+def short(value: float) -> str:
+    """12900 → 12.9k: figures for people."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}" if abs(value) < 100 * size else f"{value / size:.0f}{letter}"
+    return f"{value:.3g}"
+
+
+def spell_time(seconds: float) -> str:
+    """207 → 3:27, 4000 → 1:06:40."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+def figures(row: dict[str, Any], last_val: dict[str, float], eta: float | None) -> str:
+    """A log row as the text behind the bar. eta: seconds left, None where the bar tells it."""
+    parts = []
+    if row.get("loss") is not None:
+        parts.append(f"loss {row['loss']:.3f}")
+    if last_val:
+        bits = f" ({last_val['val_bpb']:.2f} bits/byte)" if "val_bpb" in last_val else ""
+        parts.append(f"val {last_val['val_loss']:.3f}{bits}")
+    parts += [f"{short(row['tok_s'])} tok/s", f"{row['mem_gb']:.1f} GB"]
+    if eta is not None:
+        parts.append(f"ETA {spell_time(eta)}")
+    if row.get("skipped"):
+        parts.insert(0, f"{row['skipped']} skipped")
+    return "  ".join(parts)

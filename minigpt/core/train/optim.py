@@ -1,0 +1,145 @@
+"""The weights that are trained and what moves them: float32 masters, AdamW and Muon, state by parameter name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.core.errors import DataError
+from minigpt.core.groups import OptimConfig
+from minigpt.core.train.muon import Muon
+
+
+class Masters:
+    """float32 weights behind a model that computes in a narrower type.
+
+    The matrices of the model are cast once an optimizer step, not at every use; their gradients are added up in
+    float32 over the micro-batches. With a float32 model the masters are the parameters themselves.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        self.model = model
+        self.named: dict[str, Tensor] = {}
+        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+        for name, p in model.named_parameters():
+            if not p.requires_grad:
+                continue
+            if dtype == torch.float32 or p.ndim < 2:  # norms stay float32: they are small, and scale everything
+                self.named[name] = p
+                continue
+            master = p.detach().float().clone()
+            p.data = p.data.to(dtype)
+            p.register_post_accumulate_grad_hook(_adds_to(master))
+            self.named[name] = master
+            self._pairs.append((p, master))
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Cast the masters into the model."""
+        if self._pairs:
+            torch._foreach_copy_([p.data for p, _ in self._pairs], [m for _, m in self._pairs])
+
+    def gradients(self) -> list[Tensor]:
+        return [m.grad for m in self.named.values() if m.grad is not None]
+
+    def zero_grad(self) -> None:
+        for m in self.named.values():
+            m.grad = None
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Copy `state` in by name. Names were checked by the checkpoint."""
+        for name, master in self.named.items():
+            master.copy_(state[name])
+        self.publish()
+
+
+def _adds_to(master: Tensor):  # type: ignore[no-untyped-def]
+    def hook(p: Tensor) -> None:
+        assert p.grad is not None
+        if master.grad is None:
+            master.grad = p.grad.float()
+        else:
+            master.grad += p.grad
+        p.grad = None
+
+    return hook
+
+
+class Optimizer:
+    """AdamW on everything, or Muon on the blocks' matrices with AdamW on the rest. Decay on matrices only.
+
+    Its state is addressed by parameter name, so a checkpoint does not depend on parameter order or grouping.
+    """
+
+    def __init__(self, named: dict[str, Tensor], cfg: OptimConfig):
+        self.named = named
+        names = {id(p): name for name, p in named.items()}
+        matrices = {n: p for n, p in named.items() if p.ndim >= 2}
+        vectors = [p for p in named.values() if p.ndim < 2]
+        inner = {n: p for n, p in matrices.items() if cfg.optimizer == "muon" and p.ndim == 2 and _in_block(n)}
+        outer = [p for n, p in matrices.items() if n not in inner]
+        groups = [
+            {"params": params, "weight_decay": decay}
+            for params, decay in ((outer, cfg.weight_decay), (vectors, 0.0))
+            if params
+        ]
+        self.parts: list[torch.optim.Optimizer] = []
+        if groups:
+            self.parts.append(
+                torch.optim.AdamW(groups, lr=0.0, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=_fused(named))
+            )
+        if inner:
+            self.parts.append(Muon(inner.values(), lr=0.0, weight_decay=cfg.weight_decay))
+        self._names = names
+
+    def step(self, lr: float) -> None:
+        for part in self.parts:
+            for g in part.param_groups:
+                g["lr"] = lr
+            part.step()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`<parameter>/<field>` → tensor."""
+        return {
+            f"{self._names[id(p)]}/{key}": torch.as_tensor(value)
+            for p, part in self._parameters()
+            for key, value in part.state[p].items()
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Undo of `state_dict`. DataError when a parameter has state and no place, or a place of another shape."""
+        fields: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            name, _, field = key.rpartition("/")
+            fields.setdefault(name, {})[field] = value
+        if unknown := sorted(set(fields) - set(self.named)):
+            raise DataError(
+                f"the optimizer state does not fit this model: it has {unknown[0]}, which the model has not",
+                fix="resume with the same --optimizer and model, or start a new run with --model",
+            )
+        for p, part in self._parameters():
+            own = fields.get(self._names[id(p)], {})
+            for field, value in own.items():
+                if value.ndim and value.shape != p.shape:
+                    raise DataError(f"the optimizer state of {self._names[id(p)]} has another shape than the weight")
+            if own:
+                part.state[p] = {k: v.clone().to(p.device if v.ndim or _fused(self.named) else "cpu")
+                                 for k, v in own.items()}  # fmt: skip
+
+    def _parameters(self) -> Iterator[tuple[Tensor, torch.optim.Optimizer]]:
+        for part in self.parts:
+            for g in part.param_groups:
+                for p in g["params"]:
+                    yield p, part
+
+
+def _in_block(name: str) -> bool:
+    """Muon is for matrices that map features to features, not for tables of tokens."""
+    return ".layers." in name
+
+
+def _fused(named: dict[str, Tensor]) -> bool:
+    return all(p.device.type in ("cpu", "cuda") for p in named.values())

@@ -1,0 +1,120 @@
+"""Continuing a run: its own options first, explicit ones on top, and nothing that changes the maths by accident.
+
+Free of torch, so that a refused resume answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minigpt.core.config import Layer, build, options, yaml_layer
+from minigpt.core.errors import UsageError
+from minigpt.core.train.run import default_out, is_run
+
+T = TypeVar("T")
+
+# May differ at resume without a word: they change neither the data nor the arithmetic.
+FREE = {
+    "device", "batch_size", "save_every", "keep", "log_every", "eval_every", "eval_rows", "sample_prompt", "max_time",
+    "compile", "out", "resume", "overwrite", "allow_changes", "config", "json", "quiet", "verbose", "show_config",
+}  # fmt: skip
+# May differ, and the difference is printed: the run becomes longer or shorter.
+LENGTH = {"steps", "epochs", "tokens"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run lives and whether it goes on."""
+
+    path: Path
+    resuming: bool
+    from_step: int | None = None  # a step directory was named: go on from there
+
+
+def place(stage: str, out: str | None, resume: str | None) -> Place:
+    """Read --out and --resume. UsageError when they contradict each other or name nothing."""
+    if resume is None:
+        return Place(Path(out) if out else default_out(stage), resuming=False)
+    if resume == "auto":
+        if not out:
+            raise UsageError("--resume auto needs --out to know which run", fix="add --out DIR, or name it: --resume DIR")
+        return Place(Path(out), resuming=is_run(Path(out)))
+    path = Path(resume)
+    step = None
+    if path.name.startswith("step-") and path.name[5:].isdigit() and is_run(path.parent):
+        path, step = path.parent, int(path.name[5:])
+    if not is_run(path):
+        raise UsageError(
+            f"--resume {resume} is not a run directory",
+            fix="name a directory that holds run.json; to start from a model's weights use --model",
+        )
+    if out and Path(out).resolve() != path.resolve():
+        raise UsageError("--resume and --out name different runs", found=f"{resume}, {out}", fix="leave --out away")
+    return Place(path, resuming=True, from_step=step)
+
+
+def merge(cfg: T, origins: Mapping[str, str], run: Path, allow_changes: bool) -> tuple[T, dict[str, str], list[str]]:
+    """The saved config of `run` with this command's explicit options on top.
+
+    Returns config, origins and the lines that describe changes. UsageError lists changes of anything but the run's
+    length or its housekeeping, unless `allow_changes`.
+    """
+    saved_path = run / "config.yaml"
+    if not saved_path.exists():  # killed before its first write: nothing to hold on to
+        return cfg, dict(origins), []
+    saved = yaml_layer(saved_path)
+    given = {
+        o.name: value_of(cfg, o.path)
+        for o in options(type(cfg))
+        if origins.get(o.name, "default") != "default" and not origins[o.name].startswith("preset:")
+    }
+    merged, merged_origins = build(type(cfg), [Layer("command line", given), saved])
+    before, _ = build(type(cfg), [saved])
+    changes, refused = [], []
+    for o in options(type(cfg)):
+        old, new = value_of(before, o.path), value_of(merged, o.path)
+        if old == new or o.name in FREE:
+            continue
+        line = f"{o.flag}: {old} → {new}"
+        changes.append(line)
+        if o.name not in LENGTH:
+            refused.append(line)
+    if refused and not allow_changes:
+        raise UsageError(
+            f"--resume {run} would change the run",
+            found="; ".join(refused),
+            fix="leave these options away, start a new run with another --out, or pass --allow-changes",
+        )
+    _one_length(merged, given)
+    return merged, merged_origins, changes
+
+
+def _one_length(cfg: Any, given: Mapping[str, Any]) -> None:
+    """--steps, --tokens and --epochs name one thing: the one given now replaces the one saved."""
+    if "steps" in given:
+        cfg.train.tokens = None
+    elif "tokens" in given or "epochs" in given:
+        cfg.train.steps = None
+        if "epochs" in given and "tokens" not in given:
+            cfg.train.tokens = None
+
+
+def value_of(cfg: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        cfg = getattr(cfg, part)
+    return cfg
+
+
+def compare(saved: Mapping[str, Any], now: Mapping[str, Any], allow_changes: bool) -> list[str]:
+    """Fingerprints of model, data and tokenizer, saved and now. UsageError lists the differing ones."""
+    different = [f"{k}: {saved[k]} → {now.get(k)}" for k in saved if saved[k] != now.get(k)]
+    if different and not allow_changes:
+        raise UsageError(
+            "what this run was trained on has changed: " + ", ".join(d.split(":")[0] for d in different),
+            found="; ".join(different),
+            fix="put the old files back, start a new run with another --out, or pass --allow-changes",
+        )
+    return different

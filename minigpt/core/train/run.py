@@ -1,0 +1,144 @@
+"""A run's directory: who owns it, what it was asked to do, what it measured.
+
+    config.yaml  run.json  metrics.jsonl  samples.jsonl  loss.svg  step-*/  latest  best
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from minigpt.core.errors import DataError, UsageError
+from minigpt.core.files import disk_error, read_json, write_atomic, write_json
+
+
+@dataclass
+class Run:
+    """An open run directory. Rows of the logs are appended and flushed one at a time."""
+
+    path: Path
+    info: dict[str, Any] = field(default_factory=dict)
+
+    # ---- lifecycle
+
+    def start(self, config: str, info: dict[str, Any]) -> None:
+        """Write config.yaml and run.json. info: fields of run.json beside the machine's own."""
+        write_atomic(self.path / "config.yaml", config)
+        old = read_json(self.path / "run.json") if (self.path / "run.json").exists() else {}
+        sessions = [*old.get("sessions", []), {"started": now(), "argv": info.pop("argv", [])}]
+        self.info = {**machine(), **info, "status": "running", "sessions": sessions}
+        write_json(self.path / "run.json", self.info)
+
+    def finish(self, status: str, **facts: Any) -> None:
+        """status: done, stopped or failed."""
+        self.info.update(status=status, **facts)
+        self.info["sessions"][-1]["ended"] = now()
+        write_json(self.path / "run.json", self.info)
+
+    # ---- logs
+
+    def log(self, row: dict[str, Any], name: str = "metrics") -> None:
+        """Append one JSON line to `<name>.jsonl`."""
+        path = self.path / f"{name}.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as e:
+            raise disk_error(e, path) from e
+
+    def sync_logs(self) -> None:
+        """Make logged rows durable: called before a checkpoint claims their steps."""
+        for name in ("metrics", "samples"):
+            path = self.path / f"{name}.jsonl"
+            if path.exists():
+                with open(path, "rb+") as f:
+                    os.fsync(f.fileno())
+
+    def rows(self, name: str = "metrics") -> list[dict[str, Any]]:
+        """Complete rows of a log, in order. A line cut short by a crash is left out."""
+        path = self.path / f"{name}.jsonl"
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_bytes().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def cut_logs(self, step: int) -> None:
+        """Drop rows after `step`: the resumed run writes them again, once."""
+        for name in ("metrics", "samples"):
+            path = self.path / f"{name}.jsonl"
+            if path.exists():
+                kept = [row for row in self.rows(name) if row.get("step", 0) <= step]
+                write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def machine() -> dict[str, Any]:
+    """Versions and host, for run.json."""
+    versions = {"python": platform.python_version()}
+    for package in ("minigpt-lm", "torch", "transformers", "tokenizers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    return {"versions": versions, "host": platform.node(), "platform": sys.platform, "cpus": os.cpu_count()}
+
+
+def default_out(stage: str) -> Path:
+    """`runs/<stage>-<date>-<time>`, below $MINIGPT_RUNS or ./runs, with a number when that is taken."""
+    base = Path(os.environ.get("MINIGPT_RUNS", "runs"))
+    stem = f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, n = base / stem, 1
+    while path.exists():
+        n += 1
+        path = base / f"{stem}-{n}"
+    return path
+
+
+def is_run(path: Path) -> bool:
+    return (path / "run.json").is_file() or (path / "config.yaml").is_file()
+
+
+def make(path: Path) -> None:
+    """Create the run directory. DataError within the first second when that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise disk_error(e, path) from e
+
+
+def refuse_or_clear(path: Path, overwrite: bool) -> None:
+    """A new run needs an empty place: never overwrite another one silently. The caller holds the lock."""
+    old = [p for p in path.iterdir() if p.name != ".lock"]
+    if not old:
+        return
+    if not is_run(path):
+        raise UsageError(f"--out {path} is not empty and not a run", fix="choose another --out")
+    if not overwrite:
+        raise UsageError(
+            f"--out {path} already holds a run",
+            fix=f"continue it with --resume {path}, replace it with --overwrite, or choose another --out",
+        )
+    try:
+        for p in old:
+            shutil.rmtree(p) if p.is_dir() else p.unlink()
+    except OSError as e:
+        raise DataError(f"could not clear {path}: {e.strerror}") from e

@@ -1,0 +1,306 @@
+"""The loop, and nothing but the loop: batches in, optimizer steps, log rows, checkpoints out.
+
+It knows neither the loss nor the data nor the model: a stage hands it `step(model, batch) -> StepOutput`, a source of
+batches and callbacks. Every loss is a sum, divided once by the loss units of the whole optimizer step, so micro-batch
+size never changes a gradient. Every decision depends on the step number and saved state alone: that makes resume exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from minigpt.core import runtime as rt
+from minigpt.core.data.batch import Batch
+from minigpt.core.errors import Diverged, Stopped
+from minigpt.core.report import Progress, Report
+from minigpt.core.files import write_atomic
+from minigpt.core.train import checkpoint
+from minigpt.core.train.losses import Step
+from minigpt.core.train.metrics import Clock, Counters, Window, figures
+from minigpt.core.train.optim import Masters, Optimizer
+from minigpt.core.train.plot import loss_svg
+from minigpt.core.train.run import Run
+from minigpt.core.train.schedule import Schedule
+from minigpt.core.train.signals import StopRequest
+
+MOST_BAD_STEPS = 3  # in a row, before the run ends
+
+
+class Source(Protocol):
+    """Where batches come from. Its state is a cursor, so that resuming costs nothing."""
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far."""
+
+    def next_step(self) -> list[Batch]:
+        """This rank's micro-batches of the next optimizer step, in order."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often to do what, in optimizer steps."""
+
+    total: int
+    log: int
+    eval: int
+    save: int
+    keep: int = 3
+    clip: float = 1.0  # 0 = never
+    flat: int | None = None  # last step before the way down: kept, so that a longer run can go on from it
+    max_seconds: float | None = None
+
+
+@dataclass
+class Hooks:
+    """What the stage adds. Each may be left out."""
+
+    write_model: Callable[[Path], None]  # fills a step directory with the model folder
+    evaluate: Callable[[], dict[str, float]] | None = None  # → {"val_loss": …}
+    on_eval: Callable[[int], list[dict[str, Any]]] | None = None  # → rows of samples.jsonl
+    first_loss: Callable[[float], None] | None = None  # mean loss of the very first step, before any update
+    state: dict[str, Any] = field(default_factory=dict)  # saved in state.json (fingerprints)
+
+
+class Trainer:
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        masters: Masters,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        source: Source,
+        step: Step,
+        run: Run,
+        runtime: rt.Runtime,
+        pace: Pace,
+        hooks: Hooks,
+        report: Report,
+    ):
+        self.model = model
+        self.masters = masters
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.source = source
+        self.step_fn = step
+        self.run = run
+        self.runtime = runtime
+        self.pace = pace
+        self.hooks = hooks
+        self.report = report
+        self.counters = Counters()
+        self.clock = Clock()
+        self.saved_step: int | None = None
+        self._norm = math.nan  # of the newest gradient
+        self._figures = ""  # of the newest log row
+
+    # ---------------------------------------------------------------------------------------------- loop
+
+    def fit(self) -> Path:
+        """Train to the end. Returns the last step directory.
+
+        Stopped (exit 75) after a signal or the time limit, with a checkpoint saved; Diverged (exit 6).
+        """
+        c, pace = self.counters, self.pace
+        with (
+            StopRequest(pace.max_seconds) as stop,
+            self.report.progress(pace.total, start=c.step, label="train") as bar,
+        ):
+            while c.step < pace.total:
+                if stop:
+                    self._stop(stop)
+                self.clock.start()
+                batches = self.source.next_step()
+                tokens = self._update(batches)
+                c.step += 1
+                self.clock.stop(tokens)
+                self._after(bar)
+        if self.saved_step != c.step:  # a run that is resumed after its last step has nothing to do
+            self.save()
+        return checkpoint.step_dir(self.run.path, c.step)
+
+    def _after(self, bar: Progress) -> None:
+        c, pace = self.counters, self.pace
+        last = c.step == pace.total
+        saving = last or c.step % pace.save == 0 or c.step == pace.flat
+        evaluating = self.hooks.evaluate is not None and (last or c.step % pace.eval == 0)
+        if evaluating or last or c.step % pace.log == 0:
+            row = self._row()
+            if evaluating:
+                row.update(self._evaluate())
+            self.run.log(row)
+            eta = None if self.report.interactive else self.clock.eta(pace.total - c.step)  # a bar has its own
+            self._figures = figures(row, c.last_val, eta)
+            bar.update(c.step, self._figures, line=True)
+        else:
+            bar.update(c.step, self._figures)
+        if evaluating and self.hooks.on_eval:
+            for sample in self.hooks.on_eval(c.step):
+                self.run.log({"step": c.step, **sample}, "samples")
+        if saving:
+            self.save(val=self.counters.last_val.get("val_loss") if evaluating else None)
+
+    def _update(self, batches: list[Batch]) -> int:
+        """One optimizer step. Returns the tokens it trained on."""
+        c = self.counters
+        units = sum(b.units for b in batches)
+        half = self.runtime.dtype == torch.float16
+        scale = c.loss_scale if half else 1.0
+        sums = []
+        for batch in batches:
+            out = self.step_fn(self.model, batch.to(self.runtime.device))
+            sums.append(out.sum_loss.detach())
+            (out.sum_loss * (scale / max(units, 1.0))).backward()
+        loss = math.fsum(s.item() for s in sums)  # read once, after all the work is queued
+        norm = self._clip(scale)
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimizer.step(self.schedule(c.step))
+            self.masters.publish()
+            c.streak = 0
+            c.tokens += int(units)
+            c.window.loss += loss
+            c.window.units += units
+        elif half and math.isfinite(loss) and c.loss_scale > 1:
+            c.loss_scale, c.good_steps = c.loss_scale / 2, 0  # an overflow of the scaled gradient, not of the model
+        else:
+            self._bad_step(batches, loss, norm)
+        if half and c.streak == 0:
+            self._grow_scale()
+        self.masters.zero_grad()
+        self._norm = norm
+        if c.step == 0 and self.hooks.first_loss and units:
+            self.hooks.first_loss(loss / units)
+        return int(units)
+
+    def _clip(self, scale: float) -> float:
+        """Undo the loss scale, clip, and return the gradient's norm before clipping."""
+        gradients = self.masters.gradients()
+        if scale != 1.0:
+            torch._foreach_mul_(gradients, 1.0 / scale)
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        if self.pace.clip and math.isfinite(norm) and norm > self.pace.clip:
+            torch._foreach_mul_(gradients, self.pace.clip / (norm + 1e-6))
+        return norm
+
+    def _grow_scale(self) -> None:
+        """Dynamic loss scaling (Micikevicius et al., 2018, arXiv:1710.03740): double after 2,000 good steps."""
+        c = self.counters
+        c.good_steps += 1
+        if c.good_steps >= 2000:
+            c.loss_scale, c.good_steps = min(c.loss_scale * 2, 2.0**24), 0
+
+    def _bad_step(self, batches: list[Batch], loss: float, norm: float) -> None:
+        """Leave a step out because its loss or gradient is not a number; end the run after three in a row."""
+        c = self.counters
+        c.skipped += 1
+        c.streak += 1
+        c.window.skipped += 1
+        rows = [r for b in batches for r in b.rows]
+        where = f"data rows {min(rows):,} to {max(rows):,}" if rows else "this batch"
+        what = f"loss {loss:g}, gradient norm {norm:g} on {where}"
+        if c.streak < MOST_BAD_STEPS:
+            self.report.warn(f"step {c.step + 1} left out: {what}")
+            return
+        newest = checkpoint.pointer(self.run.path, "latest")
+        raise Diverged(
+            f"the loss is not a number in {MOST_BAD_STEPS} steps in a row (step {c.step + 1})",
+            found=what,
+            fix=f"lower --lr (it is {self.schedule.peak:g})"
+            + (f"; the last good checkpoint is {self.run.path / newest}" if newest else ""),
+        )
+
+    # ---------------------------------------------------------------------------------------------- log, save
+
+    def _row(self) -> dict[str, Any]:
+        c = self.counters
+        row = {
+            "step": c.step,
+            "tokens": c.tokens,
+            "epoch": round(self.source.epoch, 4),
+            "loss": c.window.mean,
+            "lr": self.schedule(c.step - 1),
+            "grad_norm": self._norm if math.isfinite(self._norm) else None,
+            "tok_s": round(self.clock.rate(), 1),
+            "mem_gb": round(self.runtime.memory_gb(), 3),
+        }
+        if c.window.skipped:
+            row["skipped"] = c.window.skipped
+        c.window = Window()
+        return row
+
+    def _evaluate(self) -> dict[str, float]:
+        assert self.hooks.evaluate is not None
+        self.model.eval()
+        scores = self.hooks.evaluate()
+        self.model.train()
+        self.counters.last_val = scores
+        return scores
+
+    def save(self, val: float | None = None) -> Path:
+        """Write a step directory. val: validation loss of this very step, to keep the best one."""
+        c = self.counters
+        best = val is not None and math.isfinite(val) and (c.best is None or val < c.best)
+        if best:
+            c.best, c.best_step = val, c.step
+        self.run.sync_logs()
+        path = checkpoint.save(
+            self.run.path,
+            c.step,
+            self.hooks.write_model,
+            self.optimizer.state_dict(),
+            rt.rng_state(),
+            {
+                "counters": c.state_dict(),
+                "source": self.source.state_dict(),
+                "total": self.pace.total,
+                "flat": self.pace.flat,
+                **self.hooks.state,
+            },
+        )
+        self._point_to_best()
+        if c.step == self.pace.flat:
+            write_atomic(self.run.path / "flat", path.name + "\n")
+        checkpoint.prune(self.run.path, self.pace.keep)
+        write_atomic(self.run.path / "loss.svg", loss_svg(self.run.rows(), self.run.path.name))
+        self.saved_step = c.step
+        return path
+
+    def _point_to_best(self) -> None:
+        """Let `best` name the best step. Derived from saved counters, so a crash cannot leave the two apart."""
+        if self.counters.best_step is not None:
+            best = checkpoint.step_dir(self.run.path, self.counters.best_step)
+            write_atomic(self.run.path / "best", best.name + "\n")
+
+    def load(self, saved: checkpoint.Checkpoint) -> None:
+        """Take up where `saved` left off."""
+        self.masters.load(saved.weights)
+        self.optimizer.load_state_dict(saved.optim)
+        self.source.load_state_dict(saved.state["source"])
+        self.counters = Counters.from_state(saved.state["counters"])
+        self.run.cut_logs(saved.step)
+        rt.set_rng_state(saved.rng)
+        self.saved_step = saved.step
+        write_atomic(self.run.path / "latest", saved.path.name + "\n")
+        self._point_to_best()
+
+    def _stop(self, stop: StopRequest) -> None:
+        c = self.counters
+        path = checkpoint.step_dir(self.run.path, c.step)
+        if self.saved_step != c.step:
+            path = self.save()
+        raise Stopped(
+            f"stopped by {stop.reason} after step {c.step:,} of {self.pace.total:,}; saved {path}",
+            fix=f"go on with --resume {self.run.path}",
+        )

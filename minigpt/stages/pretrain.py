@@ -1,0 +1,43 @@
+"""Train a language model from scratch on text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minigpt.core.config import group, opt
+from minigpt.core.groups import CommonConfig, DataConfig, DeviceConfig, OptimConfig, TrainConfig
+from minigpt.core.models.presets import PRESETS
+from minigpt.core.report import Context, Result
+
+EXAMPLES = (
+    "minigpt pretrain -d poems.jsonl --size 3m -o runs/poems",
+    "minigpt pretrain -d book.txt --size 1m --epochs 4 --resume auto -o runs/book",
+    "cat *.txt | minigpt pretrain -d - --size 1m --json",
+)
+
+
+@dataclass
+class Config:
+    size: str = opt("3m", "model size", panel="Model", choices=tuple(PRESETS))
+    model: str | None = opt(
+        None, "go on from these weights instead of from scratch", short="-m", panel="Model", metavar="PATH"
+    )
+    vocab_size: int | None = opt(
+        None,
+        "vocabulary of the tokenizer trained when --tokenizer is not given",
+        panel="Model",
+        low=320,
+        shown="by corpus, up to 6,400",
+    )
+    data: DataConfig = group(DataConfig)
+    optim: OptimConfig = group(OptimConfig)
+    train: TrainConfig = group(TrainConfig)
+    device: DeviceConfig = group(DeviceConfig)
+    common: CommonConfig = group(CommonConfig)
+
+
+def run(cfg: Config, context: Context) -> Result:
+    """Pretrain. Returns the last step directory, with its losses under `metrics`."""
+    from minigpt.stages.supervised import Job, train
+
+    return train(Job("pretrain", "text", cfg, context))

@@ -1,3 +1,52 @@
-"""Small language models that one person can train, understand, prove and ship."""
+"""Small language models that one person can train, understand, prove and ship.
+
+    import minigpt
+    done = minigpt.train("pretrain", data=["poems.jsonl"], size="1m", out="runs/poems")
+    model = minigpt.load("runs/poems")
+    print(minigpt.Engine(model).complete("春風"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minigpt.core.infer.engine import Engine as Engine
+    from minigpt.core.infer.model import Model as Model
+    from minigpt.core.infer.model import load as load
+    from minigpt.core.report import Report
 
 __version__ = "0.1.0.dev0"
+__all__ = ["Engine", "Model", "__version__", "load", "train"]
+
+_LAZY = {
+    "Engine": ("minigpt.core.infer.engine", "Engine"),
+    "Model": ("minigpt.core.infer.model", "Model"),
+    "load": ("minigpt.core.infer.model", "load"),
+}
+
+
+def train(stage: str, report: Report | None = None, **options: Any) -> dict[str, Any]:
+    """Run a training stage in this process, with the command line's option names in snake_case.
+
+    stage: `pretrain` or `sft`. report: where progress goes; silent by default.
+    Returns what `--json` prints: `run_dir`, `model`, `metrics`. Raises the errors of `minigpt.core.errors`.
+    """
+    from minigpt.cli import flags
+    from minigpt.core.report import Context
+    from minigpt.core.report import Report as Silent
+
+    command = flags.stage_commands(stage)[""]
+    cfg, origins = flags.resolve(flags.Request(command, options), environ={})
+    context = Context(report or Silent(), origins, ["minigpt.train", stage])
+    return command.run(cfg, context).data
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, `Engine` and `Model` are imported when first used: `import minigpt` stays free of torch."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
+    import importlib
+
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)

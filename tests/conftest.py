@@ -1,11 +1,17 @@
-"""Shared by all tests: tiny random models."""
+"""Shared by all tests: tiny random models, and the command line run in process."""
 
 from __future__ import annotations
 
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from minigpt.cli.app import main
 from minigpt.core.models import folder
 from minigpt.core.models.decoder import Decoder
 
@@ -26,7 +32,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def tiny(arch: str, seed: int = 0, **overrides: Any) -> Decoder:
-    """A float32 Decoder with random weights: two layers, grouped queries, tied embeddings; overrides are config keys."""
+    """A float32 Decoder, random weights: two layers, grouped queries, tied embeddings; overrides are config keys."""
     config = folder.create({"model_type": arch, **TINY, **ARCHITECTURES[arch], **overrides})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -34,3 +40,30 @@ def tiny(arch: str, seed: int = 0, **overrides: Any) -> Decoder:
         for parameter in model.parameters():  # far from the initial state, so that every weight matters
             torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.15)
     return model
+
+
+def run_cli(*args: object, stdin: str | bytes | None = None) -> tuple[int, str, str]:
+    """Run `minigpt ARGS` in this process, without a terminal. Returns (exit code, stdout, stderr)."""
+    given = stdin.encode("utf-8") if isinstance(stdin, str) else stdin or b""
+    streams = [io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline="") for data in (given, b"", b"")]
+    streams[2] = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", newline="")
+    before = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin, sys.stdout, sys.stderr = streams
+    try:
+        code = main([str(a) for a in args])
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = before
+    texts = []
+    for stream in streams[1:]:
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode("utf-8"))  # type: ignore[attr-defined]
+    return int(code), texts[0], texts[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Token stores of tests go to a temporary cache, not to the user's."""
+    path = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIGPT_CACHE", str(path))
+        yield path

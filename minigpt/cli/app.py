@@ -5,7 +5,7 @@ Nothing here imports torch; a stage does, inside its `run`, after paths and opti
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import os
 import platform
 import re
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OutputClosed:
         _abandon_stdout()
         return Exit.OK
+    except SystemExit as e:  # typer ends shell completion so
+        return e.code if isinstance(e.code, int) else Exit.OK
 
 
 def _guarded(words: list[str], console: Console) -> int:
@@ -113,11 +115,13 @@ def _help(e: HelpRequested) -> str:
 
 
 def _version() -> Result:
+    from importlib.metadata import PackageNotFoundError, version
+
     versions = {"minigpt": minigpt.__version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in VERSIONED:
         try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+            versions[package] = version(package)
+        except PackageNotFoundError:
             versions[package] = "not installed"
     return Result(f"minigpt {minigpt.__version__}", dict(versions))
 
@@ -128,9 +132,7 @@ def _version() -> Result:
 def _known(e: Exception) -> MinigptError | None:
     """A fault of the machine that reached us as a bare exception, in words; None for a bug. Imports nothing."""
     if isinstance(e, MemoryError) or _is_torch_oom(e):
-        return OutOfMemory(
-            "out of memory", found=str(e) or None, fix="use a smaller --batch-size, --max-len or --size"
-        )
+        return OutOfMemory("out of memory", found=str(e) or None, fix="use a smaller --batch-size, --max-len or --size")
     if isinstance(e, ModuleNotFoundError) and e.name and not e.name.startswith("minigpt"):
         return MissingError(f"the package {e.name} is not installed", fix=install_hint(e.name))
     if isinstance(e, OSError) and e.filename and (fault := disk_error(e, Path(os.fsdecode(e.filename)))).fix:
@@ -146,10 +148,12 @@ def _is_torch_oom(e: Exception) -> bool:
 
 def install_hint(package: str) -> str:
     """The command that installs a package, through the extra that holds it where there is one."""
+    from importlib.metadata import PackageNotFoundError, requires
+
     wanted = re.sub(r"[-_.]+", "-", package.split(".")[0]).lower()
     try:
-        listed = importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
+        listed = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:
         listed = []
     for line in listed:
         found = re.match(r"([\w.-]+).*extra\s*==\s*['\"]([\w-]+)", line)
@@ -161,7 +165,5 @@ def install_hint(package: str) -> str:
 
 def _abandon_stdout() -> None:
     """Point stdout at nothing, so that Python's own flush at exit does not complain."""
-    try:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError, AttributeError):
-        pass

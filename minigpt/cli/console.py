@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from minigpt.core.errors import MinigptError
 from minigpt.core.report import Progress, Report, Result
+from minigpt.core.train.metrics import spell_time
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -107,14 +108,16 @@ class Console(Report):
         return paint(text, style, wants_colour(sys.stderr))
 
     def _talk(self, text: str) -> None:
+        bar = self._bar
+        self.tell(lambda: bar.above(text) if bar is not None else write(sys.stderr, text + "\n"))
+
+    def tell(self, words: Callable[[], object]) -> None:
+        """Do what writes to stderr; when that is closed, go on without words."""
         if self._deaf:
             return
         try:
-            if self._bar is not None:
-                self._bar.above(text)
-            else:
-                write(sys.stderr, text + "\n")
-        except (OSError, ValueError):  # stderr was closed: go on without words
+            words()
+        except (OSError, ValueError):
             self._deaf = True
 
     # ---- results: stdout
@@ -211,13 +214,6 @@ def _holds(stream: TextIO | None, text: str) -> bool:
     return True
 
 
-def clock(seconds: float) -> str:
-    """`3:27`, `1:02:03`."""
-    m, s = divmod(int(seconds + 0.5), 60)
-    h, m = divmod(m, 60)
-    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
-
-
 class _Lines(Progress):
     """Progress without a terminal: a line when the caller says so."""
 
@@ -251,18 +247,18 @@ class _Bar(Progress):
 
     def __enter__(self) -> Progress:
         self.console._bar = self
-        self.drawn.start()
+        self.console.tell(self.drawn.start)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._draw()
-        self.drawn.stop()
+        self.console.tell(self._draw)
+        self.console.tell(self.drawn.stop)
         self.console._bar = None
 
     def update(self, done: int, text: str = "", *, line: bool = False) -> None:
         self.latest = (done, text)
         if time.monotonic() - self.shown >= 0.1:
-            self._draw()
+            self.console.tell(self._draw)
 
     def _draw(self) -> None:
         done, text = self.latest
@@ -272,7 +268,7 @@ class _Bar(Progress):
             count = f"{done:,}/{self.total:,}"
             passed = self.shown - self.began
             if passed >= 1 and self.start < done < self.total:
-                left = f"  ETA {clock(passed * (self.total - done) / (done - self.start))}"
+                left = f"  ETA {spell_time(passed * (self.total - done) / (done - self.start))}"
         self.drawn.update(self.task, completed=done, count=count, text=visible(text) + left)
         self.drawn.refresh()
 

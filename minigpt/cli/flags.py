@@ -22,7 +22,11 @@ from minigpt.core.errors import UsageError
 from minigpt.core.report import Context, Result
 from minigpt.stages import STAGES, Verb
 
-CONTEXT = {"help_option_names": [], "allow_extra_args": True, "token_normalize_func": lambda name: name.replace("_", "-")}
+CONTEXT = {
+    "help_option_names": [],  # --help is an option of our own, so that its page is ours
+    "allow_extra_args": True,  # so that stray words are named in our voice
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
 # Words of other programs for a command or a flag of ours: only ever offered as a hint, never accepted.
 COMMAND_HINTS = {
     "train": "pretrain", "train-tokenizer": "tokenize train", "finetune": "sft", "fine-tune": "sft", "run": "generate",
@@ -141,7 +145,11 @@ def _stage(stage: str) -> Any:
     if "" in commands:
         return parser(commands[""])
 
-    def callback(ctx: typer.Context, help: bool = typer.Option(False, "--help", "-h", "--help-all")) -> None:
+    def callback(
+        ctx: typer.Context,
+        json: bool = typer.Option(False, "--json"),  # so that even a missing verb can be told as an object
+        help: bool = typer.Option(False, "--help", "-h", "--help-all"),
+    ) -> None:
         if help:
             raise HelpRequested(stage)
         if ctx.invoked_subcommand is None:
@@ -230,7 +238,7 @@ def resolve(request: Request, environ: Mapping[str, str] | None = None) -> tuple
         raise UsageError(f"minigpt {command.name} does not take {' '.join(request.extra)!r}", fix=_extra_hint(request))
     known = {o.name: o for o in options(command.config)}
     layers = [Layer("flag", request.flags), env_layer(command.config, command.name, environ)]
-    files = next((layer.values["config"] for layer in layers if "config" in layer.values), [])
+    files: list[str] = next((layer.values["config"] for layer in layers if "config" in layer.values), [])
     layers += [yaml_layer(path) for path in reversed(files)]
     if "size" in known and (preset := _preset(known, layers)):
         layers.append(preset)
@@ -256,7 +264,7 @@ def _preset(known: Mapping[str, Option], layers: list[Layer]) -> Layer | None:
 
     given = next((layer.values["size"] for layer in layers if "size" in layer.values), known["size"].default)
     size = coerce(known["size"], given, "--size") if given is not None else None
-    values = {k: v for k, v in PRESETS.get(size, {}).items() if k in known and k != "size"}
+    values = {k: v for k, v in PRESETS.get(str(size), {}).items() if k in known and k != "size"}
     return Layer(f"preset:{size}", values) if values else None
 
 

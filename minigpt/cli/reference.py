@@ -119,7 +119,7 @@ def exit_codes_page() -> str:
     return f"# Exit codes\n\n| code | meaning |\n|---|---|\n{rows}\n\n" + (
         "A run that may be stopped at any time goes on by itself in a loop:\n\n"
         "```bash\nuntil minigpt pretrain -d data.jsonl -o runs/big --resume auto; do\n"
-        '    [ $? -eq 75 ] || exit 1\ndone\n```\n'
+        "    [ $? -eq 75 ] || exit 1\ndone\n```\n"
     )
 
 
@@ -130,8 +130,8 @@ def presets_page() -> str:
     head = "| size | " + " | ".join(f"`{k}`" for k in keys) + " |\n" + "|---" * (len(keys) + 1) + "|\n"
     rows = [f"| `{name}` | " + " | ".join(str(p.get(k, "")) for k in keys) + " |" for name, p in PRESETS.items()]
     intro = (
-        "What `--size` stands for: the model's keys as Hugging Face names them, and `max_len`, the length of a training "
-        "row. Any model key can be changed with `--set model.KEY=VALUE`.\n\n"
+        "What `--size` stands for: the model's keys as Hugging Face names them, and `max_len`, the length of a "
+        "training row. Any model key can be changed with `--set model.KEY=VALUE`.\n\n"
     )
     return "# Sizes\n\n" + intro + head + "\n".join(rows) + "\n"
 

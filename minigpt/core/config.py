@@ -105,7 +105,7 @@ def _walk(cls: type, path: tuple[str, ...], changed: Mapping[str, Any]) -> Itera
             yield from _walk(inner, (*path, f.name), f.metadata["defaults"])
             continue
         kind, many, optional = _kind(hints[f.name])
-        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+        default = f.default_factory() if callable(f.default_factory) else f.default
         yield Option(f.name, (*path, f.name), kind, many, optional, changed.get(f.name, default), f.metadata)
 
 
@@ -134,9 +134,9 @@ def number(text: str) -> float:
 def _decimal(text: str) -> Decimal:
     """The number a text holds, exactly: a seed above 2**53 must not lose its last digits."""
     clean = text.strip().replace("_", "").lower()
-    scale = _SUFFIX.get(clean[-1:], 1)
+    scale = _SUFFIX.get(clean[-1:])
     try:
-        return Decimal(clean[:-1] if scale > 1 else clean) * scale
+        return Decimal(clean[:-1]) * scale if scale else Decimal(clean)  # a product is rounded to 28 digits
     except InvalidOperation:
         raise ValueError(f"{text!r} is no number") from None
 
@@ -346,11 +346,8 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
             value = yaml.safe_load(raw)
         except yaml.YAMLError:
             value = raw
-        if isinstance(value, str):
-            try:
-                value = float(value) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) else value
-            except ValueError:
-                pass
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+            value = float(value)
         result[key.strip()] = value
     return result
 

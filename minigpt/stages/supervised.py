@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minigpt.core.config import dump
-from minigpt.core.errors import DataError, MinigptError, Stopped, UsageError
-from minigpt.core.files import RunLock, new_dir, read_json
+from minigpt.core.config import assignments, dump
+from minigpt.core.errors import MinigptError, Stopped, UsageError
+from minigpt.core.files import RunLock, new_dir, sha256
 from minigpt.core.report import Context, Result
 from minigpt.core.train import resume
+from minigpt.core.train.metrics import short
 from minigpt.core.train.run import Run, make, refuse_or_clear
+from minigpt.core.train.defaults import suggested_batch, suggested_lr, suggested_rows, warn_lr
+from minigpt.core.train.schedule import Schedule
 
 
 @dataclass
@@ -148,4 +151,252 @@ class Session:
         return tokenizer
 
     def _data(self) -> None:
-        raise NotImplementedError
+        """Token stores, the packing plan, and the figures of both."""
+        from minigpt.core.data import packing, store
+
+        cfg, data = self.cfg, self.cfg.data
+        if data.max_len is None:
+            data.max_len = self._default_max_len()
+            self.origins["max_len"] = "auto"
+        options = {"kind": self.job.kind, "max_bad": data.max_bad, "split_docs": data.split_docs, "report": self.report}
+        share = 0.0 if data.val_data else data.val_split
+        self.store = store.build(data.data, self.tokenizer, val_share=share, **options)
+        self.val_store = store.build(data.val_data, self.tokenizer, val_share=0.0, **options) if data.val_data else self.store
+        self.plan = packing.plan(self.store.lengths("train"), data.max_len, mode=data.pack, long=data.long)
+        self._tell_data()
+
+    def _default_max_len(self) -> int:
+        from minigpt.core.models.folder import read_config
+        from minigpt.core.models.presets import PRESETS
+
+        if self.job.stage == "pretrain" and not self.cfg.model:
+            return int(PRESETS[self.cfg.size]["max_len"])
+        config, _ = read_config(Path(self.cfg.model))
+        return min(config.max_position_embeddings, 512)
+
+    def _tell_data(self) -> None:
+        store, plan = self.store, self.plan
+        tokens = int(store.lengths("train").sum())
+        parts = [f"{len(store.lengths('train')):,} documents → {short(tokens)} tokens"]
+        if self.tokenizer_note:
+            parts[0] += f" ({self.tokenizer_note})"
+        how = "packed into" if self.cfg.data.pack == "pack" else "one a row:"
+        parts.append(f"{how} {len(plan):,} rows of {self.cfg.data.max_len:,}, {plan.fill:.1%} full")
+        parts.append(f"{len(self.val_store.lengths('val')):,} documents held out")
+        self.report.note("data", " · ".join(parts))
+        for line in [*store.notes, *plan.notes]:
+            self.report.warn(line)
+
+    def _model(self) -> None:
+        """Weights: from --model, or new ones from the seed. Then float32 masters behind the compute precision."""
+        from minigpt.core import runtime as rt
+        from minigpt.core.infer.model import check_fit
+        from minigpt.core.models import folder
+        from minigpt.core.models.decoder import Decoder
+        from minigpt.core.train.optim import Masters
+
+        cfg = self.cfg
+        self.runtime = rt.Runtime.open(cfg.device.device, cfg.device.dtype)
+        rt.seed_all(cfg.device.seed)
+        overrides = assignments(cfg.common.set)
+        if cfg.model and self.saved is None:
+            if overrides:
+                raise UsageError("--set model.… shapes a new model, and --model brings its own shape", found=str(overrides))
+            self.model, _ = folder.load(cfg.model)
+        elif self.saved is not None:
+            config, _ = folder.read_config(self.saved.path)
+            self.model = Decoder(config)  # filled by Trainer.load
+        else:
+            config = folder.create(cfg.size, self.tokenizer.vocab_size, overrides)
+            self.model = Decoder(config)
+        check_fit(self.model, self.tokenizer, cfg.model or self.path)
+        self.model.to(self.runtime.device)
+        self.masters = Masters(self.model, self.runtime.dtype)
+
+    def _length(self) -> None:
+        """Learning rate, batch and number of steps: what was not given is chosen here and recorded."""
+        cfg, t = self.cfg, self.cfg.train
+        size = self.model.num_parameters()
+        rows = len(self.plan)
+        max_len = cfg.data.max_len
+        if t.batch_tokens is None:
+            t.batch_tokens = suggested_batch(size, rows, max_len, self.job.stage)
+            self.origins["batch_tokens"] = "auto"
+        self.rows_per_step = max(1, round(t.batch_tokens / max_len))
+        if cfg.optim.lr is None:
+            cfg.optim.lr = suggested_lr(size, self.job.stage)
+            self.origins["lr"] = "auto"
+        else:
+            warn_lr(cfg.optim.lr, size, self.job.stage, self.report)
+        tokens_per_row = self.plan.positions / max(rows, 1)
+        if t.steps is not None:
+            self.total = t.steps
+            self.epochs = None
+        elif t.tokens is not None:
+            self.total = max(1, math.ceil(t.tokens / (tokens_per_row * self.rows_per_step)))
+            self.epochs = None
+        else:
+            self.epochs = t.epochs
+            self.total = max(1, math.ceil(round(t.epochs * rows) / self.rows_per_step))
+        self.micro_rows = min(t.batch_size or suggested_rows(max_len, self.runtime.device.type), self.rows_per_step)
+        self.schedule = Schedule(
+            cfg.optim.lr, self.total, cfg.optim.schedule, cfg.optim.warmup, cfg.optim.decay, cfg.optim.min_lr
+        )
+
+    def _record(self) -> None:
+        """The run's first lines on disk and on screen: from here on it can be resumed."""
+        cfg = self.cfg
+        facts = {
+            "argv": self.job.context.argv,
+            "stage": self.job.stage,
+            "seed": cfg.device.seed,
+            "device": self.runtime.name,
+            "parameters": self.model.num_parameters(),
+            "model_type": self.model.config.model_type,
+            "size": getattr(cfg, "size", None),
+            "parent": self._parent(),
+            "data": self.store.meta["sources"],
+            "store": str(self.store.path),
+            "steps": self.total,
+        }
+        self.log.start(dump(cfg, self.origins), facts)
+        kind = f"{self.model.config.model_type}, {cfg.size}" if facts["size"] and not cfg.model else self.model.config.model_type
+        self.report.title(
+            f"minigpt {self.job.stage} · {short(facts['parameters'])} parameters ({kind}) · {self.runtime.name} · {self.path}"
+        )
+        seen = self.rows_per_step * self.total / max(len(self.plan), 1)
+        name = {"adamw": "AdamW", "muon": "Muon + AdamW"}[cfg.optim.optimizer]
+        shape = cfg.optim.schedule.upper() if cfg.optim.schedule == "wsd" else cfg.optim.schedule
+        self.report.note(
+            "plan",
+            f"{seen:.3g} epochs = {self.total:,} steps × {self.rows_per_step * cfg.data.max_len:,} tokens"
+            f" · {name} lr {cfg.optim.lr:g}, {shape}",
+        )
+
+    def _parent(self) -> dict[str, str] | None:
+        if not self.cfg.model:
+            return None
+        weights = Path(self.cfg.model) / "model.safetensors"
+        return {"path": self.cfg.model, "sha256": sha256(weights) if weights.exists() else ""}
+
+    # ------------------------------------------------------------------------------------------ the run
+
+    def _fit(self) -> Result:
+        from minigpt.core.data.source import PackedSource
+        from minigpt.core.train.losses import next_token
+        from minigpt.core.train.optim import Optimizer
+        from minigpt.core.train.trainer import Hooks, Pace, Trainer
+        from minigpt.stages.validation import Validation
+
+        cfg, t = self.cfg, self.cfg.train
+        source = PackedSource(
+            self.store,
+            self.plan,
+            rows_per_step=self.rows_per_step,
+            micro_rows=self.micro_rows,
+            seed=cfg.device.seed,
+            epochs=self.epochs,
+            pad_id=self.tokenizer.pad_id,
+        )
+        cadence = max(1, self.total // 10)
+        pace = Pace(
+            total=self.total,
+            log=t.log_every,
+            eval=t.eval_every or cadence,
+            save=t.save_every or cadence,
+            keep=t.keep,
+            clip=cfg.optim.clip,
+            flat=self.schedule.decay_start if cfg.optim.schedule == "wsd" else None,
+            max_seconds=t.max_time,
+        )
+        validation = Validation(self)
+        fingerprints = {
+            "data": self.store.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
+            "model": hashlib.sha256(json.dumps(self.model.config.to_hf(), sort_keys=True).encode()).hexdigest(),
+            "rows_per_step": self.rows_per_step,
+        }
+        trainer = Trainer(
+            model=self.model,
+            masters=self.masters,
+            optimizer=Optimizer(self.masters.named, cfg.optim),
+            schedule=self.schedule,
+            source=source,
+            step=next_token,
+            run=self.log,
+            runtime=self.runtime,
+            pace=pace,
+            hooks=Hooks(
+                self._write_model,
+                validation.scores if validation.batches else None,
+                validation.samples,
+                self._check_first_loss,
+                {"fingerprints": fingerprints, "stage": self.job.stage},
+            ),
+            report=self.report,
+        )
+        if self.saved is not None:
+            self._go_on(trainer, fingerprints)
+        last = trainer.fit()
+        return self._finish(trainer, last)
+
+    def _go_on(self, trainer: Any, fingerprints: dict[str, Any]) -> None:
+        """Load the checkpoint; a lengthened wsd run goes on from its last flat step, where the rate had not yet fallen."""
+        from minigpt.core.train import checkpoint
+
+        saved = self.saved
+        resume.compare(saved.state["fingerprints"], fingerprints, self.cfg.train.allow_changes)
+        flat = saved.state.get("flat")
+        if self.total > saved.state["total"] and flat is not None and flat < saved.step:
+            if checkpoint.step_dir(self.path, flat).is_dir():
+                checkpoint.set_aside(self.path, flat, self.report)
+                saved = checkpoint.load_newest(self.path, self.report)
+            else:
+                self.report.warn("the last step of the flat part is gone: the learning rate jumps up again")
+        trainer.load(saved)
+        if self.total < saved.step:
+            raise UsageError(f"the run is at step {saved.step:,} already, beyond the {self.total:,} asked for")
+        self.report.note("resume", f"step {saved.step:,} of {self.total:,}, lr {self.schedule(saved.step):.2g}")
+
+    def _write_model(self, target: Path) -> None:
+        from minigpt.core.models import folder
+
+        folder.write(
+            target,
+            self.masters.named,
+            self.model.config,
+            bos_token_id=self.tokenizer.document_id,
+            eos_token_id=list(self.tokenizer.eos_ids),
+            pad_token_id=self.tokenizer.pad_id,
+        )
+        self.tokenizer.save(target)
+
+    def _check_first_loss(self, loss: float) -> None:
+        """A new model predicts nothing, so its loss is that of guessing: ln(vocabulary)."""
+        if self.cfg.model:
+            return
+        guess = math.log(self.model.config.vocab_size)
+        text = f"loss at step 0 is {loss:.2f}; ln({self.model.config.vocab_size:,}) = {guess:.2f}"
+        if abs(loss - guess) < 0.5:
+            self.report.note("check", f"{text}: as it should be")
+        else:
+            self.report.warn(f"{text}: a new model should begin there", fix="check initializer_range and the data")
+
+    def _finish(self, trainer: Any, last: Path) -> Result:
+        from minigpt.core.train.checkpoint import pointer
+
+        rows = self.log.rows()
+        metrics = {k: v for k, v in (rows[-1] if rows else {}).items() if k not in ("tok_s", "mem_gb")}
+        self.log.finish("done", metrics=metrics)
+        best = pointer(self.path, "best")
+        mark = " (best)" if best == last.name else f" (best: {best})" if best else ""
+        self.report.note("saved", f"{last}{mark} · loss.svg · metrics.jsonl")
+        self.report.note("next", NEXT[self.job.stage].format(run=self.path))
+        seconds = time.perf_counter() - self.started
+        return Result(str(last), {"run_dir": str(self.path), "model": str(last), "metrics": metrics, "seconds": seconds})
+
+
+NEXT = {
+    "pretrain": "minigpt sft -m {run} -d conversations.jsonl      minigpt generate -m {run} -p …",
+    "sft": "minigpt chat -m {run}      minigpt eval -m {run} -d held-out.jsonl",
+}

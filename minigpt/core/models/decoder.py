@@ -58,7 +58,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.attention_path = "documents"  # `mask` forces the reference kernel
+        self.attention_path: str | None = None  # `documents` or `sdpa` forces one; SeqInfo chooses otherwise
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_size)
         make_block = architecture(config.model_type).make_block
         self.model = nn.Module()
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         if cache is None:
             seq = SeqInfo.packed(position_ids, self.rotary, x.dtype, self.attention_path)
         else:
-            seq = SeqInfo.cached(position_ids, self.rotary, x.dtype)
+            seq = SeqInfo.continued(position_ids, self.rotary, x.dtype)
         for i, block in enumerate(self.model.layers):
             x = block(x, seq, cache.layer(i) if cache is not None else None)
         return self.model.norm(x)

@@ -5,13 +5,16 @@ Shapes: B rows · T queries · S keys · H query heads · K key/value heads · G
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.core.nn.seqinfo import Bucket, DocumentPlan, SeqInfo
+from minigpt.core.nn.seqinfo import QUERIES, DocumentPlan, HeadPlan, Piece, SeqInfo
+
+TILE_BYTES = 1 << 20  # attention weights computed at once: they stay in a core's cache between the operations
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seq: SeqInfo) -> Tensor:
@@ -19,62 +22,111 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seq: SeqInfo) -> Tensor:
 
     q: (B, H, T, D). k, v: (B, K, S, D), S = T without a cache. Returns (B, H, T, D).
     """
-    if seq.mask is not None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seq.mask, enable_gqa=q.shape[1] != k.shape[1])
+    if seq.cached:
+        return _cached(q, k, v, seq.position_ids)
     if seq.documents is not None:
         return _documents(q, k, v, seq.documents)
-    return _cached(q, k, v, seq.position_ids)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=seq.mask, is_causal=seq.mask is None, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
-def _documents(q: Tensor, k: Tensor, v: Tensor, plan: DocumentPlan) -> Tensor:
-    """Gather each block of documents, run plain causal attention on it, put the results back."""
+# ---------------------------------------------------------------------------------------------- packed rows on a CPU
+
+
+def _documents(q: Tensor, k: Tensor, v: Tensor, documents: DocumentPlan) -> Tensor:
+    """Gather documents of similar length, run plain causal attention on them, put the results back."""
     rows, heads, length, dim = q.shape
-    kv = k.shape[1]
-    gather, scatter, holes = plan.heads(heads // kv, kv)
-    gather_kv, scatter_kv, _ = plan.heads(1, kv)
-    flat_q = _Take.apply(_by_token(q), gather, scatter, None)
-    flat_k, flat_v = (_Take.apply(_by_token(x), gather_kv, scatter_kv, None) for x in (k, v))
-    out = [_causal(block, heads // kv, flat_q, flat_k, flat_v, heads, kv) for block in plan.buckets]
-    flat = torch.cat([o.reshape(-1, dim) for o in out]) if len(out) > 1 else out[0].reshape(-1, dim)
-    return _Take.apply(flat, scatter, gather, holes).view(rows, length, heads, dim).transpose(1, 2)
+    plan = documents.heads(heads // k.shape[1], k.shape[1])
+    flat = (x.transpose(1, 2).reshape(-1, dim) for x in (q, k, v))  # (B * T * heads, D), as a projection leaves them
+    out = _DocumentAttention.apply(*flat, plan, torch.is_grad_enabled() and q.requires_grad)
+    return out.view(rows, length, heads, dim).transpose(1, 2)
 
 
-def _by_token(x: Tensor) -> Tensor:
-    """(B, H, T, D) → (B * T * H, D): the layout a projection leaves, so mostly no copy."""
-    return x.transpose(1, 2).reshape(-1, x.shape[-1])
+class _DocumentAttention(torch.autograd.Function):
+    """Causal attention by batched matrix products, in tiles, with the gathering of documents.
 
-
-class _Take(torch.autograd.Function):
-    """Rows by index whose backward is again rows by index: each row is used once, so nothing needs summing."""
+    The weights P = softmax(Q K' / sqrt(D)) are kept for backward. Padded keys come after every real query of their
+    document, so causality hides them; padded queries get no gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, take: Tensor, back: Tensor, holes: Tensor | None) -> Tensor:
-        ctx.save_for_backward(back, holes)
-        return x.index_select(0, take)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: HeadPlan, learns: bool) -> Tensor:
+        q = q.index_select(0, plan.gather_q)
+        k, v = k.index_select(0, plan.gather_kv), v.index_select(0, plan.gather_kv)
+        out, kept = torch.empty_like(q), []
+        future = q.new_full((QUERIES, QUERIES), float("-inf")).triu_(1)
+        for piece in plan.pieces:
+            x = _Views(piece, q, k, v, out)
+            weights = q.new_empty(x.shape) if learns else None
+            for rows, (scores, scratch) in x.tiles():
+                p = scratch if weights is None else weights[rows]
+                scores.baddbmm_(x.q[rows], x.k[rows].transpose(1, 2), beta=0, alpha=x.scale)
+                diagonal = scores.view(-1, piece.groups, piece.queries, x.shape[2])[..., piece.begin :]
+                diagonal += future[: piece.queries, : piece.queries]
+                torch.softmax(scores, -1, out=p)
+                torch.bmm(p, x.v[rows], out=x.out[rows])
+            kept.append(weights)
+        if learns:
+            ctx.save_for_backward(q, k, v, *kept)
+            ctx.plan = plan
+        return out.index_select(0, plan.scatter_q)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        back, holes = ctx.saved_tensors
-        result = grad.index_select(0, back)
-        if holes is not None:
-            result[holes] = 0
-        return result, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, *kept = ctx.saved_tensors
+        plan: HeadPlan = ctx.plan
+        grad = grad.index_select(0, plan.gather_q)
+        grad[plan.holes] = 0
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for piece, weights in zip(reversed(plan.pieces), reversed(kept), strict=True):
+            x, dx = _Views(piece, q, k, v, grad), _Views(piece, dq, dk, dv, grad)
+            sum_up = float(piece.begin + piece.queries < piece.length)  # a document's last queries see all keys: they write
+            for rows, (dp, ds) in x.tiles():
+                p, g = weights[rows], x.out[rows]
+                torch.bmm(g, x.v[rows].transpose(1, 2), out=dp)
+                torch._softmax_backward_data(dp, p, -1, dp.dtype, grad_input=ds)
+                dx.q[rows].baddbmm_(ds, x.k[rows], beta=0, alpha=x.scale)
+                dx.k[rows].baddbmm_(ds.transpose(1, 2), x.q[rows], beta=sum_up, alpha=x.scale)
+                dx.v[rows].baddbmm_(p.transpose(1, 2), g, beta=sum_up)
+        dq, dk, dv = dq.index_select(0, plan.scatter_q), *(d.index_select(0, plan.scatter_kv) for d in (dk, dv))
+        return dq, dk, dv, None, None
 
 
-def _causal(block: Bucket, groups: int, q: Tensor, k: Tensor, v: Tensor, heads: int, kv: int) -> Tensor:
-    """Causal attention of one block. Returns (N * K, G, L, D)."""
-    n, length, dim = block.count, block.length, q.shape[-1]
-    q = q.narrow(0, block.start * heads, n * heads * length).view(n * kv, groups * length, dim)
-    k = k.narrow(0, block.start * kv, n * kv * length).view(n * kv, length, dim)
-    v = v.narrow(0, block.start * kv, n * kv * length).view(n * kv, length, dim)
-    future = torch.full((length, length), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
-    scores = torch.bmm(q * dim**-0.5, k.transpose(1, 2)).view(n * kv, groups, length, length) + future
-    weights = scores.softmax(-1).view(n * kv, groups * length, length)
-    return torch.bmm(weights, v)
+class _Views:
+    """One piece's part of gathered queries, keys, values and results.
+
+    q, out: (N * K, G * queries, D). k, v: (N * K, begin + queries, D). shape: of the attention weights.
+    """
+
+    def __init__(self, piece: Piece, q: Tensor, k: Tensor, v: Tensor, out: Tensor):
+        dim, seen = q.shape[-1], piece.begin + piece.queries
+        inner = piece.groups * piece.queries
+        self.q, self.out = (
+            x.narrow(0, piece.q_start, piece.batch * inner).view(piece.batch, inner, dim) for x in (q, out)
+        )
+        self.k, self.v = (
+            x.narrow(0, piece.kv_start, piece.batch * piece.length).view(piece.batch, piece.length, dim)[:, :seen]
+            for x in (k, v)
+        )
+        self.shape = (piece.batch, inner, seen)
+        self.scale = dim**-0.5
+
+    def tiles(self) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+        """Slices of the batch with two scratch tensors for their weights; the next tile uses them again."""
+        batch, inner, seen = self.shape
+        size = min(batch, max(1, TILE_BYTES // (inner * seen * self.q.element_size())))
+        a, b = self.q.new_empty(size, inner, seen), self.q.new_empty(size, inner, seen)
+        for begin in range(0, batch, size):
+            n = min(size, batch - begin)
+            yield slice(begin, begin + n), (a[:n], b[:n])
+
+
+# ---------------------------------------------------------------------------------------------- with a cache
 
 
 def _cached(q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor) -> Tensor:
-    """Key j is visible to a query at position p when j <= p. Plain bmm: a row's result does not depend on its neighbours."""
+    """Key j is visible to a query at position p when j <= p. Plain products: a row does not depend on its neighbours."""
     rows, heads, length, dim = q.shape
     kv, keys = k.shape[1], k.shape[2]
     hidden = torch.arange(keys, device=q.device) > position_ids[:, None, None, :, None]  # (B, 1, 1, T, S)

@@ -38,7 +38,7 @@ class Attention(nn.Module):
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)  # norm, then rotate: Qwen3's order
-        q, k, v = seq.rope(q.transpose(1, 2)), seq.rope(k.transpose(1, 2)), v.transpose(1, 2)  # (B, H|K, T, D)
+        q, k, v = (x.transpose(1, 2) for x in (seq.rope(q), seq.rope(k), v))  # (B, H|K, T, D)
         if cache is not None:
             k, v = cache.update(k, v, seq.position_ids)  # (B, K, S, D)
         return self.o_proj(attend(q, k, v, seq).transpose(1, 2).flatten(2))

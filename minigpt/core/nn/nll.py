@@ -1,17 +1,17 @@
-"""Negative log-likelihood of the labels from hidden states, in chunks, so that (tokens, V) logits never exist at once.
+"""Negative log-likelihood of labels from hidden states, in chunks, so that (N, V) float32 logits never exist at once.
 
 Shapes: N tokens · C hidden_size · V vocab_size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 32 << 20  # float32 logits alive at once
+CHUNK_BYTES = 16 << 20  # float32 logits of a chunk: small enough to stay in cache, large enough for full-speed matmuls
 
 
 def chunked_nll(
@@ -23,12 +23,23 @@ def chunked_nll(
     temperature: divides the logits first.
     Returns nll (N,) and entropy (N,) in float32; entropy is empty unless asked for. Both carry gradients.
     """
-    size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    size = max(64, CHUNK_BYTES // (4 * weight.shape[0]))
     return _ChunkedNLL.apply(hidden, weight, labels, temperature, entropy, size)
 
 
+def _chunks(hidden: Tensor, weight: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their logits (n, V) in the model's dtype; the buffer is used again by the next chunk."""
+    buffer = hidden.new_empty(min(size, hidden.shape[0]), weight.shape[0])
+    for begin in range(0, hidden.shape[0], size):
+        part = hidden[begin : begin + size]
+        yield slice(begin, begin + size), torch.mm(part, weight.t(), out=buffer[: part.shape[0]])
+
+
 class _ChunkedNLL(torch.autograd.Function):
-    """Logits of a chunk are computed in forward, thrown away, and computed again in backward."""
+    """A chunk's logits are computed in forward, thrown away, and computed again in backward.
+
+    d nll / d logits = p - onehot(label);  d entropy / d logits = -p (log p + entropy).
+    """
 
     @staticmethod
     def forward(
@@ -36,35 +47,59 @@ class _ChunkedNLL(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         nll = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         spread = torch.zeros_like(nll) if entropy else nll.new_empty(0)
-        norm = torch.empty_like(nll)
-        for begin in range(0, hidden.shape[0], size):
-            rows = slice(begin, begin + size)
-            logits = F.linear(hidden[rows], weight).float() / temperature
-            norm[rows] = logits.logsumexp(-1)
-            nll[rows] = norm[rows] - logits.gather(1, labels[rows, None]).squeeze(1)
+        for rows, logits in _chunks(hidden, weight, size):
+            logp = _log_softmax(logits, temperature)
+            nll[rows] = -logp.gather(1, labels[rows, None]).squeeze(1)
             if entropy:
-                logp = logits - norm[rows, None]
                 spread[rows] = -(logp.exp() * logp).sum(-1)
-        ctx.save_for_backward(hidden, weight, labels, norm, spread)
+        ctx.save_for_backward(hidden, weight, labels, nll, spread)
         ctx.temperature, ctx.size = temperature, size
         return nll, spread
 
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, labels, norm, spread = ctx.saved_tensors
+        hidden, weight, labels, nll, spread = ctx.saved_tensors
+        if spread.numel():
+            return _backward_with_entropy(ctx, grad_nll, grad_entropy)
+        scale = (grad_nll / ctx.temperature)[:, None]  # (N, 1); multiplies the narrow side of both products, not (n, V)
+        scaled = (hidden * scale).to(hidden.dtype)
+        below = torch.expm1(-nll).to(weight.dtype)[:, None]  # p(label) - 1 without cancellation
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for begin in range(0, hidden.shape[0], ctx.size):
-            rows = slice(begin, begin + ctx.size)
-            logp = F.linear(hidden[rows], weight).float().div_(ctx.temperature).sub_(norm[rows, None])
-            grad = logp.exp()  # d nll / d logits = p - onehot(label)
-            if spread.numel():  # d entropy / d logits = -p (log p + entropy)
-                scale = grad_nll[rows, None] - grad_entropy[rows, None] * (logp + spread[rows, None])
-                grad = grad * scale
-            else:
-                grad *= grad_nll[rows, None]
-            grad.scatter_add_(1, labels[rows, None], -grad_nll[rows, None])
-            grad = (grad / ctx.temperature).to(weight.dtype)
-            torch.mm(grad, weight, out=grad_hidden[rows])
-            grad_weight += torch.mm(grad.t(), hidden[rows])
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+        grad_weight = weight.new_zeros(weight.shape[::-1], dtype=torch.float32)  # (C, V): the faster product's layout
+        probability = hidden.new_empty(min(ctx.size, hidden.shape[0]), weight.shape[0])
+        for rows, logits in _chunks(hidden, weight, ctx.size):
+            p = probability[: logits.shape[0]]
+            torch.softmax(logits if ctx.temperature == 1 else logits.float() / ctx.temperature, -1, out=p)
+            p.scatter_(1, labels[rows, None], below[rows])
+            torch.mm(p, weight, out=grad_hidden[rows])
+            _add_product(grad_weight, scaled[rows].t(), p)
+        return (grad_hidden * scale).to(hidden.dtype), grad_weight.t().to(weight.dtype), None, None, None, None
+
+
+def _backward_with_entropy(ctx: Any, grad_nll: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+    hidden, weight, labels, _, spread = ctx.saved_tensors
+    grad_hidden = torch.empty_like(hidden)
+    grad_weight = weight.new_zeros(weight.shape[::-1], dtype=torch.float32)
+    for rows, logits in _chunks(hidden, weight, ctx.size):
+        logp = _log_softmax(logits, ctx.temperature)
+        scale = grad_nll[rows, None] - grad_entropy[rows, None] * (logp + spread[rows, None])
+        grad = logp.exp_().mul_(scale)
+        grad.scatter_add_(1, labels[rows, None], -grad_nll[rows, None])
+        grad = grad.div_(ctx.temperature).to(weight.dtype)
+        torch.mm(grad, weight, out=grad_hidden[rows])
+        _add_product(grad_weight, hidden[rows].t(), grad)
+    return grad_hidden, grad_weight.t().to(weight.dtype), None, None, None, None
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """(n, V) float32."""
+    wide = logits.float()
+    return (wide if temperature == 1 else wide / temperature).log_softmax(-1)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, where total is float32 and a, b may be narrower."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += torch.mm(a, b)

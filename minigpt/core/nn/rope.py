@@ -96,9 +96,28 @@ class RotaryEmbedding:
         self.inv_freq, self.attention_factor = frequencies(rope, head_dim)
 
     def __call__(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """position_ids: (B, T). Returns cos, sin (B, T, D) in `dtype`, both halves of D alike."""
+        """position_ids: (B, T). Returns cos, sin (B, T, D) in `dtype`, the first half of sin negated for `rotate`."""
         if self.inv_freq.device != position_ids.device:
             self.inv_freq = self.inv_freq.to(position_ids.device)
         angle = position_ids[..., None].float() * self.inv_freq  # (B, T, D/2)
-        angle = torch.cat((angle, angle), dim=-1)
-        return (angle.cos() * self.attention_factor).to(dtype), (angle.sin() * self.attention_factor).to(dtype)
+        cos, sin = angle.cos() * self.attention_factor, angle.sin() * self.attention_factor
+        return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + D/2}) by its angle. x: (B, T, H, D). cos, sin: (B, T, D) of RotaryEmbedding."""
+    return _Rotate.apply(x, cos[:, :, None], sin[:, :, None])
+
+
+class _Rotate(torch.autograd.Function):
+    """x cos + swap(x) sin in three passes over memory, backward the same with the angle negated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return (grad * cos).addcmul_(grad.roll(grad.shape[-1] // 2, -1), sin, value=-1), None, None

@@ -1,6 +1,6 @@
 """What every layer must know about the rows it sees: positions, document borders, rotary angles. Passed explicitly.
 
-Shapes: B rows · T tokens · H query heads · K key/value heads · D head_dim · N documents · L padded document length.
+Shapes: B rows · T tokens · H query heads · K key/value heads · G = H / K · D head_dim · N documents · L padded length.
 """
 
 from __future__ import annotations
@@ -11,102 +11,136 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt.core.nn.rope import RotaryEmbedding
+from minigpt.core.nn.rope import RotaryEmbedding, rotate
+
+LONGEST = 1024  # documents up to here are cheaper as batched matmuls than in SDPA (measured on CPU, both dtypes)
+QUERIES = 128  # a block of queries sees the keys up to its own end: less to compute and throw away
+GRANULE = 16  # padded lengths are multiples of this
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Documents of similar length: a (count, length) block of the gathered tokens, beginning at slot `start`."""
+    """Documents of similar length, padded to `length`, whose slots begin at `start`."""
 
     start: int
     count: int
     length: int
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One bucket's queries begin … begin + queries of every document, all heads; batch = N * K.
+
+    They are rows q_start … of the gathered queries, viewed as (batch, groups * queries, D); the bucket's keys are rows
+    kv_start … of the gathered keys, viewed as (batch, length, D), of which they see the first `begin + queries`.
+    """
+
+    q_start: int
+    kv_start: int
+    batch: int
+    groups: int
+    begin: int
+    queries: int
+    length: int
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """A document plan for single heads: row (b * T + t) * H + h is head h of token (b, t).
+
+    gather_q, gather_kv: the row in each slot, row 0 in a padded one. scatter_q, scatter_kv: the slot of each row. holes: padded query slots.
+    """
+
+    gather_q: Tensor
+    scatter_q: Tensor
+    holes: Tensor
+    gather_kv: Tensor
+    scatter_kv: Tensor
+    pieces: tuple[Piece, ...]
+
+
 @dataclass
 class DocumentPlan:
-    """How to lay the documents of a packed batch side by side. Made once a forward, used by every layer.
+    """How to lay the documents of packed rows side by side. Made once a forward, used by every layer.
 
-    buckets: blocks of equal padded length, one after the other: S slots in all.
-    token: (S,) the flat token b * T + t in each slot; a padded slot names token 0.
-    slot: (B * T,) the slot of each token; the inverse of `token`.
-    holes: padded slots.
+    token: the flat token b * T + t in each slot of the buckets; -1 in a padded slot.
     """
 
     buckets: tuple[Bucket, ...]
-    token: Tensor
-    slot: Tensor
-    holes: Tensor
-    _heads: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    token: np.ndarray
+    device: torch.device
+    _heads: dict[tuple[int, int], HeadPlan] = field(default_factory=dict)
 
-    def heads(self, groups: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The same plan for rows of single heads, H = heads * groups of them a token.
-
-        The slots of a block are ordered (count, heads, groups, length), so it views as (count * heads, groups * length, D).
-        Returns gather (S * H,) the flat row (b * T + t) * H + h of each slot, scatter (B * T * H,), holes.
-        """
-        key = (groups, heads)
+    def heads(self, groups: int, kv_heads: int) -> HeadPlan:
+        """The plan of an attention with H = groups * kv_heads query heads; layers of the same shape share it."""
+        key = (groups, kv_heads)
         if key not in self._heads:
-            self._heads[key] = self._expand(groups * heads)
+            self._heads[key] = self._expand(groups, kv_heads)
         return self._heads[key]
 
-    def _expand(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        head = torch.arange(width, device=self.token.device)
-        gather, scatter = [], torch.empty_like(self.slot)
-        scatter = self.slot.new_empty(self.slot.numel(), width)
-        hole = torch.zeros(self.token.numel(), dtype=torch.bool, device=self.token.device)
-        hole[self.holes] = True
-        holes = []
-        for block in self.buckets:
-            slots = slice(block.start, block.start + block.count * block.length)
-            token = self.token[slots].view(block.count, 1, block.length)
-            gather.append((token * width + head[:, None]).flatten())
-            place = torch.arange(block.count * width * block.length, device=token.device) + block.start * width
-            place = place.view(block.count, width, block.length).transpose(1, 2).reshape(-1, width)
-            real = ~hole[slots]
-            scatter[self.token[slots][real]] = place[real]
-            holes.append(place[~real].flatten())
-        return torch.cat(gather), scatter.flatten(), torch.cat(holes)
+    def _expand(self, groups: int, kv_heads: int) -> HeadPlan:
+        queries, keys, pieces = [], [], []
+        q_start = 0
+        for bucket in self.buckets:
+            shape = (bucket.count, 1, bucket.length)
+            token = self.token[bucket.start : bucket.start + bucket.count * bucket.length].reshape(shape)
+            keys.append(_heads(token, kv_heads).ravel())
+            heads = _heads(token, groups * kv_heads)  # (N, H, L)
+            for begin in range(0, bucket.length, QUERIES):
+                block = heads[:, :, begin : begin + QUERIES]
+                size, batch = block.shape[2], bucket.count * kv_heads
+                pieces.append(Piece(q_start, bucket.start * kv_heads, batch, groups, begin, size, bucket.length))
+                queries.append(block.ravel())
+                q_start += block.size
+        q, kv = np.concatenate(queries), np.concatenate(keys)
+        arrays = (np.maximum(q, 0), _inverse(q), np.flatnonzero(q < 0), np.maximum(kv, 0), _inverse(kv))
+        return HeadPlan(*(torch.from_numpy(a).to(self.device) for a in arrays), tuple(pieces))
 
 
-def document_starts(position_ids: np.ndarray) -> np.ndarray:
-    """Flat index b * T + t of every token that begins a document: position 0, or the first of its row."""
+def _heads(token: np.ndarray, width: int) -> np.ndarray:
+    """Rows token * width + head of flat tokens (N, 1, L); holes stay -1. Returns (N, width, L)."""
+    return np.where(token < 0, -1, token * width + np.arange(width)[:, None])
+
+
+def _inverse(row: np.ndarray) -> np.ndarray:
+    """The slot of every row, from the row in every slot (-1 = hole)."""
+    slots = np.flatnonzero(row >= 0)
+    inverse = np.empty(len(slots), dtype=np.int64)
+    inverse[row[slots]] = slots
+    return inverse
+
+
+def documents_of(position_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flat index b * T + t of the first token of every document, and its length. position_ids: (B, T)."""
     first = position_ids == 0
     first[:, 0] = True
-    return np.flatnonzero(first)
+    starts = np.flatnonzero(first)
+    return starts, np.diff(np.append(starts, position_ids.size))
 
 
-def plan_documents(position_ids: Tensor) -> DocumentPlan:
-    """Group the documents of (B, T) position_ids into blocks of similar length."""
-    starts = document_starts(position_ids.cpu().numpy().copy())
-    lengths = np.diff(np.append(starts, position_ids.numel()))
+def plan_documents(starts: np.ndarray, lengths: np.ndarray, device: torch.device) -> DocumentPlan:
+    """Group documents into buckets of similar length."""
     order = np.argsort(lengths, kind="stable")
     starts, lengths = starts[order], lengths[order]
-    buckets, tokens, real = [], [], []
+    buckets, tokens = [], []
     begin = slots = 0
-    for end in _cuts(lengths):
-        size = int(lengths[end - 1])
+    for end, size in _cuts(lengths):
         within = np.arange(size)
-        inside = within < lengths[begin:end, None]  # (N, L)
-        tokens.append(np.where(inside, starts[begin:end, None] + within, 0).ravel())
-        real.append(inside.ravel())
+        tokens.append(np.where(within < lengths[begin:end, None], starts[begin:end, None] + within, -1).ravel())  # N * L
         buckets.append(Bucket(slots, end - begin, size))
         slots += (end - begin) * size
         begin = end
-    token, filled = np.concatenate(tokens), np.concatenate(real)
-    slot = np.empty(position_ids.numel(), dtype=np.int64)
-    slot[token[filled]] = np.flatnonzero(filled)
-    device = position_ids.device
-    as_tensor = [torch.from_numpy(a).to(device) for a in (token, slot, np.flatnonzero(~filled))]
-    return DocumentPlan(tuple(buckets), *as_tensor)
+    return DocumentPlan(tuple(buckets), np.concatenate(tokens), device)
 
 
-def _cuts(lengths: np.ndarray) -> list[int]:
-    """Where to end each block of the ascending document lengths: at a length 1.25 times the block's first."""
+def _cuts(lengths: np.ndarray) -> list[tuple[int, int]]:
+    """(end, padded length) of each bucket of ascending document lengths."""
     cuts, begin = [], 0
     while begin < len(lengths):
-        end = int(np.searchsorted(lengths, max(lengths[begin] * 1.25, lengths[begin] + 8), side="right"))
-        cuts.append(end)
+        shortest = int(lengths[begin])
+        size = -(-max(shortest * 5 // 4, shortest + 8) // GRANULE) * GRANULE
+        end = int(np.searchsorted(lengths, size, side="right"))
+        cuts.append((end, min(size, -(-int(lengths[end - 1]) // GRANULE) * GRANULE)))
         begin = end
     return cuts
 
@@ -115,38 +149,44 @@ def _cuts(lengths: np.ndarray) -> list[int]:
 class SeqInfo:
     """One forward's rows.
 
-    position_ids: (B, T). In training every 0 begins a document that sees nothing before it.
-    cos, sin: (B, T, D) of these positions, in the model's dtype.
-    documents: the packing plan; None when `mask` or a cache is used.
-    mask: (B, 1, T, T) True where a query may look; the reference path.
+    position_ids: (B, T). Without a cache every 0 begins a document that sees nothing before it.
+    cos, sin: (B, T, D) of these positions in the model's dtype, as `rotate` takes them.
+    cached: keys and values come from a cache; a query sees the keys up to its own position.
+    documents: the plan of packed rows; None when SDPA computes them.
+    mask: (B, 1, T, T) True where a query may look; None when every row is one document.
     """
 
     position_ids: Tensor
     cos: Tensor
     sin: Tensor
+    cached: bool = False
     documents: DocumentPlan | None = None
     mask: Tensor | None = None
 
     @classmethod
     def packed(
-        cls, position_ids: Tensor, rope: RotaryEmbedding, dtype: torch.dtype, path: str = "documents"
+        cls, position_ids: Tensor, rope: RotaryEmbedding, dtype: torch.dtype, path: str | None = None
     ) -> SeqInfo:
-        """Rows of whole documents, no cache. path: `documents`, or `mask` for the reference."""
+        """Rows of whole documents, no cache.
+
+        path: `documents` or `sdpa`; None = documents side by side on a CPU while none is longer than LONGEST.
+        """
         cos, sin = rope(position_ids, dtype)
-        if path == "mask":
-            return cls(position_ids, cos, sin, mask=block_diagonal(position_ids))
-        return cls(position_ids, cos, sin, documents=plan_documents(position_ids))
+        starts, lengths = documents_of(position_ids.cpu().numpy().copy())
+        if path is None:
+            path = "documents" if position_ids.device.type == "cpu" and lengths.max() <= LONGEST else "sdpa"
+        if path == "documents":
+            return cls(position_ids, cos, sin, documents=plan_documents(starts, lengths, position_ids.device))
+        return cls(position_ids, cos, sin, mask=block_diagonal(position_ids) if len(starts) > len(position_ids) else None)
 
     @classmethod
-    def cached(cls, position_ids: Tensor, rope: RotaryEmbedding, dtype: torch.dtype) -> SeqInfo:
-        """New tokens of sequences whose past is in a cache: a query sees the keys up to its own position."""
-        return cls(position_ids, *rope(position_ids, dtype))
+    def continued(cls, position_ids: Tensor, rope: RotaryEmbedding, dtype: torch.dtype) -> SeqInfo:
+        """New tokens of sequences whose past is in a cache."""
+        return cls(position_ids, *rope(position_ids, dtype), cached=True)
 
     def rope(self, x: Tensor) -> Tensor:
-        """Rotate queries or keys by their positions. x: (B, heads, T, D)."""
-        cos, sin = self.cos[:, None], self.sin[:, None]
-        a, b = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-b, a), dim=-1) * sin
+        """Rotate queries or keys by their positions. x: (B, T, heads, D)."""
+        return rotate(x, self.cos, self.sin)
 
 
 def block_diagonal(position_ids: Tensor) -> Tensor:

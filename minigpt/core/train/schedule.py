@@ -46,16 +46,3 @@ class Schedule:
         done = min(1.0, (step - start) / max(self.total - start, 1))
         left = 0.5 * (1 + math.cos(math.pi * done)) if self.shape == "cosine" else 1 - done
         return self.peak * (self.floor + (1 - self.floor) * left)
-
-
-def suggested_lr(parameters: int, stage: str) -> float:
-    """A peak that trains well for a model of this size, two significant digits.
-
-    Falls with size as N^-0.45 from 3e-3 at 3M parameters: near the published rates of 26M to 100M models,
-    and checked on the 1m and 3m presets (docs/benchmarks.md). Fine-tuning starts from weights worth keeping.
-    """
-    peak = min(5e-3, 3e-3 * (3e6 / max(parameters, 1)) ** 0.45)
-    return float(f"{peak * _STAGE_SHARE[stage]:.1e}")
-
-
-_STAGE_SHARE = {"pretrain": 1.0, "sft": 0.3}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from minigpt.core.train.schedule import Schedule, suggested_lr
+from minigpt.core.train.schedule import Schedule
 
 
 def test_warmup_rises_evenly_to_the_peak():
@@ -48,9 +48,3 @@ def test_every_step_has_a_positive_rate(shape, total):
     s = Schedule(peak=1.0, total=total, shape=shape, warmup=0.1)
     assert all(0 < s(i) <= 1 and math.isfinite(s(i)) for i in range(total))
 
-
-def test_suggested_rate_falls_with_size_and_for_fine_tuning():
-    assert suggested_lr(3_000_000, "pretrain") == 3e-3
-    sizes = [suggested_lr(n, "pretrain") for n in (10**6, 10**7, 10**8)]
-    assert sizes == sorted(sizes, reverse=True)
-    assert suggested_lr(10**7, "sft") < suggested_lr(10**7, "pretrain")

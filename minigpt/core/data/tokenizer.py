@@ -1,0 +1,249 @@
+"""Byte-level BPE (Sennrich et al., 2016, arXiv:1508.07909; bytes as in GPT-2): any text in, the same text out.
+
+Content never becomes control: text is encoded by a twin of the tokenizer that knows no added tokens, so `<|im_end|>`
+in somebody's message is six ordinary pieces. Only a chat template's own markers become special ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from minigpt.core.errors import DataError, UsageError
+from minigpt.core.files import read_json
+
+DOCUMENT = "<|endoftext|>"
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+# Ids 0 to 35 of every tokenizer trained here. The first 21 never show in text; tools, thinking and spare ones do.
+CONTROL = (
+    DOCUMENT, TURN_START, TURN_END,
+    "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>",
+    "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+    "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>",
+    "<tts_pad>", "<tts_text_bos>", "<tts_text_eod>", "<tts_text_bos_single>",
+)  # fmt: skip
+MARKERS = (
+    "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>",
+    *(f"<|buffer{i}|>" for i in range(1, 10)),
+)  # fmt: skip
+SMALLEST_VOCAB = len(CONTROL) + len(MARKERS) + 256  # specials and single bytes
+_TURN_ENDS = (TURN_END, "<|eot_id|>", "<end_of_turn>", "<|end|>")  # how other families end a turn
+
+
+class Tokenizer:
+    """A tokenizer with its roles and chat template. Made by `train` or `load`.
+
+    raw: contents of tokenizer.json. config: of tokenizer_config.json. chat_template: jinja source, None for a base model.
+    extra_eos: further ids that end generation (from generation_config.json).
+    """
+
+    def __init__(
+        self, raw: str, config: dict[str, Any], chat_template: str | None = None, extra_eos: Sequence[int] = ()
+    ):
+        self._json = {**json.loads(raw), "truncation": None, "padding": None}
+        self.config = config
+        self.chat_template = chat_template
+        self._extra_eos = tuple(extra_eos)
+        self._full = tokenizers.Tokenizer.from_str(json.dumps(self._json))
+        self._plain = tokenizers.Tokenizer.from_str(
+            json.dumps({**self._json, "added_tokens": [], "post_processor": None})
+        )
+        self.added = {t["content"]: int(t["id"]) for t in self._json["added_tokens"]}
+
+    # ---------------------------------------------------------------------------------------- making
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Learn merges from `texts` until there are `vocab_size` tokens (fewer when the text has no more pairs).
+
+        UsageError when vocab_size is too small for the bytes and special tokens.
+        """
+        if vocab_size < SMALLEST_VOCAB:
+            raise UsageError(
+                f"--vocab-size {vocab_size} is too small",
+                fix=f"it needs at least {SMALLEST_VOCAB}: 256 bytes and {SMALLEST_VOCAB - 256} special tokens",
+            )
+        core = tokenizers.Tokenizer(models.BPE())
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[*CONTROL, *MARKERS],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        core.train_from_iterator(texts, trainer)
+        raw = json.loads(core.to_str())
+        for token in raw["added_tokens"]:
+            token["special"] = token["content"] not in MARKERS  # markers survive skip_special_tokens
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": TURN_START,
+            "eos_token": TURN_END,
+            "pad_token": DOCUMENT,
+            "unk_token": DOCUMENT,
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 131_072,
+        }
+        return cls(json.dumps(raw, ensure_ascii=False), config)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """A tokenizer.json or a directory with one: a tokenizer's, a model's or a run's. DataError names what is missing."""
+        folder = _folder(Path(path))
+        file = folder / "tokenizer.json"
+        config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+        config = read_json(config_file) if config_file.is_file() else {}
+        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
+        generation = folder / "generation_config.json"
+        eos = read_json(generation).get("eos_token_id") if generation.is_file() else None
+        extra = [eos] if isinstance(eos, int) else list(eos or ())
+        try:
+            return cls(file.read_text(encoding="utf-8"), config, template if isinstance(template, str) else None, extra)
+        except Exception as e:  # the library raises bare Exception for a file it cannot read
+            raise DataError(f"{file} is not a tokenizer", found=str(e)) from None
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and, with a template, chat_template.jinja; transformers opens it."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self._json, ensure_ascii=False, indent=1)
+        (folder / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
+        config = {k: v for k, v in self.config.items() if k != "chat_template"}
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+        )
+        template = folder / "chat_template.jinja"
+        template.unlink(missing_ok=True)
+        if self.chat_template is not None:
+            template.write_text(self.chat_template, encoding="utf-8")
+
+    # ---------------------------------------------------------------------------------------- text and ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self._full.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Content as ids; never an added token's."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts, on all cores."""
+        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_template(self, text: str) -> list[int]:
+        """A template's own text: its markers become added tokens."""
+        return self._full.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Ids as text. Bytes that are not UTF-8 (half a character) become U+FFFD."""
+        return self._full.decode(list(ids), skip_special_tokens=skip_special)
+
+    def token(self, id: int) -> str | None:
+        """The vocabulary's own spelling of one id."""
+        return self._full.id_to_token(id)
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Each character of a vocabulary entry stands for one byte."""
+        return '"ByteLevel"' in json.dumps([self._json.get("pre_tokenizer"), self._json.get("decoder")])
+
+    @cached_property
+    def token_bytes(self) -> NDArray[np.int64]:
+        """(V,) bytes of text that each token stands for; 0 for added tokens."""
+        added = set(self.added.values())
+        sizes = np.zeros(self.vocab_size, dtype=np.int64)
+        for spelling, id in self._full.get_vocab(with_added_tokens=True).items():
+            if id < len(sizes) and id not in added:
+                sizes[id] = len(spelling) if self.is_byte_level else len(self.decode([id]).encode())
+        return sizes
+
+    # ---------------------------------------------------------------------------------------- roles
+
+    def role(self, name: str) -> int | None:
+        """Id of `bos_token`, `eos_token`, `pad_token` or `unk_token` as the tokenizer's own config names it."""
+        token = self.config.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        return self._full.token_to_id(content) if isinstance(content, str) else None
+
+    @property
+    def document_id(self) -> int:
+        """The token before and after every document."""
+        for found in (self.added.get(DOCUMENT), self.role("eos_token"), self.role("bos_token")):
+            if found is not None:
+                return found
+        raise DataError("the tokenizer names no end-of-document token", fix=f"add {DOCUMENT} or eos_token to its config")
+
+    @property
+    def turn_end_id(self) -> int | None:
+        """The token that ends a turn of a conversation; None for a tokenizer without one."""
+        template = self.chat_template or TURN_END
+        for marker in _TURN_ENDS:
+            if marker in template and marker in self.added:
+                return self.added[marker]
+        return self.role("eos_token")
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends generation, the turn's end first."""
+        wanted = [self.turn_end_id, self.role("eos_token"), self.document_id, *self._extra_eos]
+        return tuple(dict.fromkeys(i for i in wanted if i is not None and i < self.vocab_size))
+
+    @property
+    def pad_id(self) -> int:
+        """Fills the unused end of a row; such positions have no loss, so any token would do."""
+        pad = self.role("pad_token")
+        return self.document_id if pad is None else pad
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Every added token's id."""
+        return frozenset(self.added.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of vocabulary, merges, added tokens and template: equal fingerprints give equal ids."""
+        canonical = json.dumps([self._json, self.chat_template], sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _folder(path: Path) -> Path:
+    """The directory that holds tokenizer.json: the path itself, its file, a run's tokenizer or its newest step."""
+    if path.name == "tokenizer.json" and path.is_file():
+        return path.parent
+    for candidate in _candidates(path):
+        if (candidate / "tokenizer.json").is_file():
+            return candidate
+    if not path.exists():
+        raise DataError(f"the tokenizer {path} does not exist", fix="name a directory with tokenizer.json")
+    raise DataError(f"{path} holds no tokenizer.json", fix="name a tokenizer's, a model's or a run's directory")
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    yield path
+    latest = path / "latest"
+    if latest.is_file():
+        yield path / latest.read_text(encoding="utf-8").strip()
+    yield path / "tokenizer"
+
+
+def suggested_vocab(size: int) -> int:
+    """A vocabulary that a corpus of `size` bytes can fill: 2 * sqrt(size), in steps of 64, from 320 to 6,400.
+
+    Small models spend their parameters on layers rather than on rarely seen tokens.
+    """
+    return int(min(6400, max(320, round(2 * size**0.5 / 64) * 64)))

@@ -1,0 +1,101 @@
+"""What a training run looks at between steps: validation loss, and answers to the same few prompts every time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from minigpt.core.data.batch import IGNORED
+
+if TYPE_CHECKING:
+    from minigpt.core.data.batch import Batch
+    from minigpt.stages.supervised import Session
+
+SHOWN = 2  # prompts taken from the validation data when none is given
+OPENING = 8  # tokens of a text document that serve as its prompt
+WIDTH = 160  # characters of the sample line
+
+
+class Validation:
+    """Fixed rows and fixed prompts, so that every evaluation of a run compares with the others."""
+
+    def __init__(self, session: Session):
+        from minigpt.core.data.source import eval_batches
+
+        self.session = session
+        cfg = session.cfg
+        self.batches = list(
+            eval_batches(
+                session.val_store,
+                max_len=cfg.data.max_len,
+                max_rows=cfg.train.eval_rows,
+                micro_rows=session.micro_rows,
+                held_out=not cfg.data.val_data,
+                pad_id=session.tokenizer.pad_id,
+            )
+        )
+        self.prompts = self._prompts()
+
+    def scores(self) -> dict[str, float]:
+        from minigpt.core.eval.harness import evaluate
+
+        s = self.session
+        found = evaluate(s.model, self.batches, s.tokenizer.token_bytes, s.runtime.device)
+        return {"val_loss": found.loss, "val_ppl": found.perplexity, "val_bpb": found.bits_per_byte}
+
+    def samples(self, step: int) -> list[dict[str, Any]]:
+        """Rows of samples.jsonl; the first one is shown."""
+        from minigpt.core.infer.engine import Engine
+        from minigpt.core.infer.sampling import SamplingParams
+
+        s = self.session
+        if not self.prompts:
+            return []
+        s.model.eval()
+        engine = Engine(s.model, s.tokenizer)
+        params = SamplingParams(max_tokens=60, temperature=0.7, top_p=0.95, seed=s.cfg.device.seed)
+        done = engine.generate([ids for _, ids in self.prompts], params)
+        s.model.train()
+        rows = [
+            {"prompt": self.prompts[c.prompt_index][0], "text": c.text, "tokens": len(c.ids), "finish_reason": c.finish_reason}
+            for c in done
+        ]
+        s.report.note("sample", f"{rows[0]['prompt']} → {rows[0]['text']}".replace("\n", " ⏎ ")[:160])
+        return rows
+
+    def _prompts(self) -> list[tuple[str, list[int]]]:
+        """(text to show, token ids) of each sample prompt: the given ones, else beginnings of validation documents."""
+        from minigpt.core.data.chat import render
+
+        s = self.session
+        if not s.cfg.train.sample_prompt:
+            return [found for batch in self.batches[:1] for found in self._beginnings(batch)][:SHOWN]
+        if s.job.kind == "text":
+            return [(p, [s.tokenizer.document_id, *s.tokenizer.encode(p)]) for p in s.cfg.train.sample_prompt]
+        return [
+            (p, render(s.tokenizer, [{"role": "user", "content": p}], generation_prompt=True).ids)
+            for p in s.cfg.train.sample_prompt
+        ]
+
+    def _beginnings(self, batch: Batch) -> list[tuple[str, list[int]]]:
+        """Each document of a batch up to where the model would take over: its first tokens, or the question."""
+        found = []
+        for ids, labels, segments in zip(batch.input_ids, batch.labels, batch.segments, strict=True):
+            for piece in segments.unique().tolist():
+                inside = segments == piece
+                learnt = (labels[inside] != IGNORED).nonzero()
+                if piece < 0 or not len(learnt):
+                    continue
+                length = int(learnt[0]) + 1 if self.session.job.kind == "chat" else OPENING
+                prompt = ids[inside][:length].tolist()
+                found.append((self._shown(prompt), prompt))
+        return found
+
+    def _shown(self, ids: list[int]) -> str:
+        """A prompt for people: without markers, and of a conversation the last question alone."""
+        tokenizer = self.session.tokenizer
+        if self.session.job.kind == "chat":
+            turns = tokenizer.decode(ids, skip_special=False).split("<|im_start|>")
+            questions = [t.removeprefix("user\n").split("<|im_end|>")[0] for t in turns if t.startswith("user\n")]
+            if questions:
+                return questions[-1]
+        return tokenizer.decode(ids)

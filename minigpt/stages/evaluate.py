@@ -47,7 +47,14 @@ def run(cfg: Config, context: Context) -> Result:
     kind = cfg.kind if cfg.kind != "auto" else ("chat" if model.is_chat else "text")
     data = store.build(cfg.data, model.tokenizer, kind=kind, val_share=0.0, max_bad=cfg.max_bad, report=context.report)
     max_len = cfg.max_len or min(model.decoder.config.max_position_embeddings, 2048)
-    batches = eval_batches(data, max_len=max_len, max_rows=cfg.rows, micro_rows=cfg.batch_size, held_out=False)
+    batches = eval_batches(
+        data,
+        max_len=max_len,
+        max_rows=cfg.rows,
+        micro_rows=cfg.batch_size,
+        pad_id=model.tokenizer.pad_id,
+        split="all",
+    )
     with context.report.progress(None, label="eval") as bar:
         seen = 0
 

@@ -244,7 +244,7 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
     tokenizer = Tokenizer.load(folder)
 
     def spelled(token: int | None) -> dict[str, Any] | None:
-        return None if token is None else {"id": token, "text": tokenizer.decode([token], skip_special=False)}
+        return None if token is None else {"id": token, "text": tokenizer.token(token)}
 
     return {
         "path": str(folder),
@@ -253,7 +253,7 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
         "document": spelled(tokenizer.document_id),
         "padding": spelled(tokenizer.pad_id),
         "turn_end": spelled(tokenizer.turn_end_id),
-        "ends_generation": [spelled(token) for token in sorted(tokenizer.eos_ids)],
+        "ends_generation": [spelled(token) for token in tokenizer.eos_ids],
         "chat_template": tokenizer.chat_template is not None,
         "fingerprint": tokenizer.fingerprint,
     }

@@ -5,6 +5,7 @@ Only the kind of data, the start of the weights and a few defaults differ, and `
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.core.config import assignments, dump
-from minigpt.core.errors import MinigptError, Stopped, UsageError
-from minigpt.core.files import RunLock, new_dir, sha256
+from minigpt.core.data.tokenizer import TURN_END
+from minigpt.core.errors import DataError, MinigptError, Stopped, UsageError
+from minigpt.core.files import RunLock, new_dir, read_json, sha256
 from minigpt.core.report import Context, Result
 from minigpt.core.train import resume
 from minigpt.core.train.metrics import short
@@ -37,8 +39,8 @@ class Job:
 def train(job: Job) -> Result:
     """Run a job to its end. Result: the last step directory, and the run's figures."""
     cfg, origins = job.cfg, dict(job.context.origins)
-    preflight(cfg)
     place = resume.place(job.stage, cfg.train.out, cfg.train.resume)
+    preflight(cfg, place.resuming)
     make(place.path)
     with RunLock(place.path):
         if place.resuming:
@@ -52,8 +54,11 @@ def train(job: Job) -> Result:
         return Session(job, cfg, origins, place).run()
 
 
-def preflight(cfg: Any) -> None:
-    """What can be refused before torch is imported: paths that are not there. Makes paths absolute on the way."""
+def preflight(cfg: Any, resuming: bool) -> None:
+    """What can be refused before torch is imported: paths that are not there. Makes paths absolute on the way.
+
+    A resumed run needs its parent model no more, so that one may be gone.
+    """
     from minigpt.core.data.reader import expand
     from minigpt.core.models.folder import resolve
 
@@ -61,8 +66,9 @@ def preflight(cfg: Any) -> None:
         paths = getattr(cfg.data, key)
         expand([p for p in paths if p != "-"])
         setattr(cfg.data, key, [p if p == "-" else str(Path(p).absolute()) for p in paths])
-    if cfg.model is not None and cfg.train.resume is None:
-        cfg.model = str(resolve(cfg.model).absolute())
+    if cfg.model is not None:
+        with contextlib.suppress(*([MinigptError] if resuming else [])):
+            cfg.model = str(resolve(cfg.model).absolute())
     if cfg.data.tokenizer is not None:
         cfg.data.tokenizer = str(Path(cfg.data.tokenizer).absolute())
 
@@ -114,76 +120,108 @@ class Session:
 
     def _tokenizer(self) -> None:
         """--tokenizer, else the model's, else one trained on the data and kept in the run directory."""
-        from minigpt.core.data.tokenizer import Tokenizer, suggested_vocab
+        from minigpt.core.data.tokenizer import Tokenizer
 
         cfg, own = self.cfg, self.path / "tokenizer"
         self.tokenizer_note = ""
         if self.saved is not None:
             self.tokenizer = Tokenizer.load(self.saved.path)
-        elif own.is_dir():
-            self.tokenizer = Tokenizer.load(own)
         elif cfg.data.tokenizer:
             self.tokenizer = Tokenizer.load(cfg.data.tokenizer)
-            self.tokenizer_note = f"tokenizer {cfg.data.tokenizer}"
         elif cfg.model:
             self.tokenizer = Tokenizer.load(cfg.model)
+        elif own.is_dir():
+            self.tokenizer = Tokenizer.load(own)
         else:
-            self.tokenizer = self._train_tokenizer(own, Tokenizer, suggested_vocab)
-        if self.job.stage == "pretrain" and not cfg.model:
+            self.tokenizer = self._train_tokenizer(own)
+        if self.job.kind == "chat":
+            self._chat_template()
+        elif not cfg.model:
             self.tokenizer.chat_template = None  # a base model does not know how to chat
 
-    def _train_tokenizer(self, own: Path, tokenizer_class: Any, suggested: Any) -> Any:
+    def _train_tokenizer(self, own: Path) -> Any:
+        from minigpt.core.data.formats import texts_for_training
         from minigpt.core.data.reader import total_bytes
-        from minigpt.core.data.tokenizer import texts_for_training
-        from minigpt.core.models.presets import PRESETS
+        from minigpt.core.data.tokenizer import Tokenizer, suggested_vocab
 
         cfg = self.cfg
         if cfg.vocab_size is None:
-            cfg.vocab_size = PRESETS[cfg.size].get("vocab_size") or suggested(total_bytes(cfg.data.data))
+            cfg.vocab_size = suggested_vocab(total_bytes(cfg.data.data))
             self.origins["vocab_size"] = "auto"
         texts = texts_for_training(cfg.data.data, split_docs=cfg.data.split_docs, max_bad=cfg.data.max_bad)
         with self.report.progress(None, label="tokenizer") as bar:
-            bar.update(0, f"training {cfg.vocab_size:,} tokens on the data")
-            tokenizer = tokenizer_class.train(texts, cfg.vocab_size)
+            bar.update(0, f"training {cfg.vocab_size:,} tokens on the data", line=True)
+            tokenizer = Tokenizer.train(texts, cfg.vocab_size)
         with new_dir(own) as work:
             tokenizer.save(work)
         self.tokenizer_note = f"{tokenizer.vocab_size:,} BPE trained here"
         return tokenizer
 
+    def _chat_template(self) -> None:
+        """The model's own template; else ours, with a think block when the data has reasoning to learn."""
+        from minigpt.core.data.chat import template
+        from minigpt.core.data.formats import has_reasoning
+
+        wish = self.cfg.thinking
+        if wish == "auto" and self.tokenizer.chat_template is not None:
+            return
+        if TURN_END not in self.tokenizer.added:
+            raise UsageError(
+                f"the tokenizer of {self.cfg.model} has neither a chat template nor the tokens of ours",
+                found=f"no {TURN_END} among its added tokens",
+                fix="start from a model that has them",
+            )
+        thinking = wish == "on" or (wish == "auto" and has_reasoning(self.cfg.data.data))
+        self.tokenizer.chat_template = template(thinking)
+
     def _data(self) -> None:
         """Token stores, the packing plan, and the figures of both."""
-        from minigpt.core.data import packing, store
+        from minigpt.core.data import store
+        from minigpt.core.data.source import Order, plan_rows
 
         cfg, data = self.cfg, self.cfg.data
         if data.max_len is None:
             data.max_len = self._default_max_len()
             self.origins["max_len"] = "auto"
         options = {"kind": self.job.kind, "max_bad": data.max_bad, "split_docs": data.split_docs, "report": self.report}
-        share = 0.0 if data.val_data else data.val_split
-        self.store = store.build(data.data, self.tokenizer, val_share=share, **options)
-        self.val_store = store.build(data.val_data, self.tokenizer, val_share=0.0, **options) if data.val_data else self.store
-        self.plan = packing.plan(self.store.lengths("train"), data.max_len, mode=data.pack, long=data.long)
+        if self.place.resuming and "-" in data.data:  # what came through the pipe is in the store
+            self.store = store.Store.load(Path(read_json(self.path / "run.json")["store"]))
+        else:
+            share = 0.0 if data.val_data else data.val_split
+            self.store = store.build(data.data, self.tokenizer, val_share=share, **options)
+        self.val_store, self.val_split = self.store, "val"
+        if data.val_data:
+            self.val_store, self.val_split = store.build(data.val_data, self.tokenizer, val_share=0.0, **options), "all"
+        weighted = any(w != 1.0 for w in self.store.weights.values())
+        self.plan = plan_rows(
+            self.store, "train", data.max_len, mode=data.pack, long=data.long, by_source=weighted
+        )
+        self.rows_per_epoch = Order(self.plan.group, self.store.weights, cfg.device.seed).rows_per_epoch
+        if not len(self.plan):
+            raise DataError("there is nothing to train on", found=f"{len(self.store.docs):,} documents in the data")
         self._tell_data()
 
     def _default_max_len(self) -> int:
         from minigpt.core.models.folder import read_config
         from minigpt.core.models.presets import PRESETS
 
-        if self.job.stage == "pretrain" and not self.cfg.model:
+        if not self.cfg.model:
             return int(PRESETS[self.cfg.size]["max_len"])
         config, _ = read_config(Path(self.cfg.model))
         return min(config.max_position_embeddings, 512)
 
     def _tell_data(self) -> None:
         store, plan = self.store, self.plan
-        tokens = int(store.lengths("train").sum())
-        parts = [f"{len(store.lengths('train')):,} documents → {short(tokens)} tokens"]
-        if self.tokenizer_note:
-            parts[0] += f" ({self.tokenizer_note})"
-        how = "packed into" if self.cfg.data.pack == "pack" else "one a row:"
-        parts.append(f"{how} {len(plan):,} rows of {self.cfg.data.max_len:,}, {plan.fill:.1%} full")
-        parts.append(f"{len(self.val_store.lengths('val')):,} documents held out")
-        self.report.note("data", " · ".join(parts))
+        train = store.indices("train")
+        tokens = int(store.positions(train).sum())
+        note = f" ({self.tokenizer_note})" if self.tokenizer_note else ""
+        held = len(self.val_store.indices(self.val_split))
+        how = f"packed into {len(plan):,} rows" if self.cfg.data.pack == "pack" else f"one to a row: {len(plan):,} rows"
+        self.report.note(
+            "data",
+            f"{len(train):,} documents → {short(tokens)} tokens{note} · {how} of {self.cfg.data.max_len:,}, "
+            f"{plan.fill:.1%} full · {held:,} documents held out",
+        )
         for line in [*store.notes, *plan.notes]:
             self.report.warn(line)
 
@@ -217,8 +255,7 @@ class Session:
         """Learning rate, batch and number of steps: what was not given is chosen here and recorded."""
         cfg, t = self.cfg, self.cfg.train
         size = self.model.num_parameters()
-        rows = len(self.plan)
-        max_len = cfg.data.max_len
+        rows, max_len = self.rows_per_epoch, cfg.data.max_len
         if t.batch_tokens is None:
             t.batch_tokens = suggested_batch(size, rows, max_len, self.job.stage)
             self.origins["batch_tokens"] = "auto"
@@ -228,7 +265,7 @@ class Session:
             self.origins["lr"] = "auto"
         else:
             warn_lr(cfg.optim.lr, size, self.job.stage, self.report)
-        tokens_per_row = self.plan.positions / max(rows, 1)
+        tokens_per_row = self.plan.positions / len(self.plan)
         if t.steps is not None:
             self.total = t.steps
             self.epochs = None
@@ -264,7 +301,7 @@ class Session:
         self.report.title(
             f"minigpt {self.job.stage} · {short(facts['parameters'])} parameters ({kind}) · {self.runtime.name} · {self.path}"
         )
-        seen = self.rows_per_step * self.total / max(len(self.plan), 1)
+        seen = self.epochs or self.rows_per_step * self.total / self.rows_per_epoch
         name = {"adamw": "AdamW", "muon": "Muon + AdamW"}[cfg.optim.optimizer]
         shape = cfg.optim.schedule.upper() if cfg.optim.schedule == "wsd" else cfg.optim.schedule
         self.report.note(
@@ -296,6 +333,7 @@ class Session:
             micro_rows=self.micro_rows,
             seed=cfg.device.seed,
             epochs=self.epochs,
+            weights=self.store.weights,
             pad_id=self.tokenizer.pad_id,
         )
         cadence = max(1, self.total // 10)

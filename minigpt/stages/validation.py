@@ -29,7 +29,7 @@ class Validation:
                 max_len=cfg.data.max_len,
                 max_rows=cfg.train.eval_rows,
                 micro_rows=session.micro_rows,
-                held_out=not cfg.data.val_data,
+                split=session.val_split,
                 pad_id=session.tokenizer.pad_id,
             )
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ _BEGIN, _END, _ESCAPE = "\U0010fff0", "\U0010fff1", "\U0010fff2"
 _FIRST = 0xE000  # sentinel of table entry i: _ESCAPE + chr(_FIRST + i)
 LONGEST = 4_000_000  # characters that a template may produce
 _LONGEST_PRODUCT = 100_000  # of a string or list repeated inside a template
+_STRETCHING = ("center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map")  # a short call, a huge text
 
 _BODY = """\
 {%- macro calls(message) -%}
@@ -84,6 +86,9 @@ def template(thinking: bool = False) -> str:
     return f"{{%- set thinking = {'true' if thinking else 'false'} -%}}\n{_BODY}"
 
 
+Parts = list[tuple[str, bool, bool]]  # text, whether it is a marker, whether it is learnt
+
+
 class Rendered(NamedTuple):
     """ids: the conversation. mask: per id, True where the model learns: the assistant's words and the end of its turn."""
 
@@ -105,18 +110,45 @@ def render(
     generation_prompt: end where the assistant begins to speak.
     DataError when the tokenizer has no template, or the template fails or produces too much.
     """
+    parts = _prepare(tokenizer, messages, tools, generation_prompt, thinking)
+    return next(_encode(tokenizer, [parts]))
+
+
+def prepare(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
+) -> Parts:
+    """The text of a whole conversation, cut for `encode`. The half of `render` that can fail, a row at a time."""
+    return _prepare(tokenizer, messages, tools, False, None)
+
+
+def encode(tokenizer: Tokenizer, conversations: Sequence[Parts]) -> list[Rendered]:
+    """Many prepared conversations at once, on all cores."""
+    return list(_encode(tokenizer, conversations))
+
+
+def _prepare(
+    tokenizer: Tokenizer,
+    messages: Sequence[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] | None,
+    prompt: bool,
+    thinking: bool | None,
+) -> Parts:
     escape = _escaper(tuple(tokenizer.added))
     safe_messages, safe_tools = escape.value(list(messages)), escape.value(list(tools)) if tools else None
     compiled = _compile(_source(tokenizer))
-    extra = {} if thinking is None else {"enable_thinking": thinking, "open_thinking": thinking}
 
-    def text(part: Sequence[dict[str, Any]], prompt: bool) -> str:
-        return _run(compiled, part, safe_tools, prompt, tokenizer, extra)
+    def text(part: Sequence[dict[str, Any]], prompt: bool, thinking: bool | None) -> str:
+        return _run(compiled, part, safe_tools, prompt, tokenizer, thinking)
 
-    whole = text(safe_messages, generation_prompt)
-    if "generation" not in compiled.tags and not generation_prompt:
-        whole = _mark_by_prefix(whole, safe_messages, text)
-    return _encode(tokenizer, escape, whole)
+    whole = text(safe_messages, prompt, thinking)
+    if "generation" not in compiled.tags and not prompt:
+        whole = _mark_by_prefix(whole, safe_messages, text, _turn_end(tokenizer))
+    return list(_parts(whole, escape, tokenizer))
+
+
+def _turn_end(tokenizer: Tokenizer) -> str:
+    id = tokenizer.turn_end_id
+    return (tokenizer.token(id) or "") if id is not None else ""
 
 
 def _source(tokenizer: Tokenizer) -> str:
@@ -129,17 +161,24 @@ def _source(tokenizer: Tokenizer) -> str:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Templates come with models, so they are foreign code: no attribute of Python is in reach, no product explodes."""
+    """Templates come with models, so they are foreign code: no attribute of Python is in reach, no text explodes."""
 
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            raise jinja2.TemplateRuntimeError("powers are not allowed in a chat template")
+        if operator == "**" or (operator == "%" and isinstance(left, str)):
+            _refuse(f"the operator {operator} is not allowed in a chat template")
+        if operator == "+" and isinstance(left, str) and isinstance(right, str) and len(left) + len(right) > LONGEST:
+            _refuse("the chat template builds too long a text")
         for value, times in ((left, right), (right, left)):
-            if isinstance(value, (str, list, tuple)) and isinstance(times, int) and len(value) * times > _LONGEST_PRODUCT:
-                raise jinja2.TemplateRuntimeError("the chat template repeats something too often")
+            if operator == "*" and isinstance(value, (str, list, tuple)) and len(value) * times > _LONGEST_PRODUCT:
+                _refuse("the chat template repeats something too often")
         return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(getattr(called, "__self__", None), str) and called.__name__ in _STRETCHING:
+            _refuse(f"str.{called.__name__} is not allowed in a chat template")
+        return super().call(context, called, *args, **kwargs)
 
 
 class _Generation(Extension):
@@ -175,6 +214,10 @@ def _compile(source: str) -> _Compiled:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    for name in ("center", "format", "indent", "wordwrap"):
+        environment.filters.pop(name)
+    environment.globals.pop("lipsum")
     try:
         uses = frozenset(re.findall(r"\{%-?\s*(generation)\b", source))
         return _Compiled(environment.from_string(source), uses)
@@ -188,8 +231,9 @@ def _run(
     tools: Any,
     prompt: bool,
     tokenizer: Tokenizer,
-    extra: dict[str, Any],
+    thinking: bool | None,
 ) -> str:
+    extra = {} if thinking is None else {"enable_thinking": thinking, "open_thinking": thinking}
     names = {key: tokenizer.config.get(key) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
     names = {k: v.get("content") if isinstance(v, dict) else v for k, v in names.items() if v is not None}
     pieces, size = [], 0
@@ -207,25 +251,31 @@ def _run(
 
 
 def _mark_by_prefix(
-    whole: str, messages: Sequence[dict[str, Any]], text: Callable[[Sequence[dict[str, Any]], bool], str]
+    whole: str,
+    messages: Sequence[dict[str, Any]],
+    text: Callable[[Sequence[dict[str, Any]], bool, bool | None], str],
+    turn_end: str,
 ) -> str:
-    """Put the marks into a foreign template's output, which must grow only at its end from turn to turn.
+    """Put the marks into a foreign template's output, where it has none of its own.
 
-    The assistant's turn is what the conversation up to it adds to the generation prompt before it.
+    An assistant's turn begins where the prompt for it ends (with or without a think block, whichever reaches
+    furthest) and ends with the marker that ends turns.
     """
     marked, done = [], 0
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, after = text(messages[:i], True), text(messages[: i + 1], False)
-        if not (after.startswith(before) and whole.startswith(after)):
+        prompts = [text(messages[:i], True, thinking) for thinking in (None, False, True)]
+        begin = max((len(p) for p in prompts if whole.startswith(p)), default=-1)
+        end = whole.find(turn_end, max(begin, 0)) if turn_end else len(whole)
+        if begin < done or end < 0:
             raise DataError(
-                "this chat template rewrites earlier turns, so what to learn cannot be told apart",
+                "this chat template writes turns in a way that does not show what to learn",
                 fix="use a template with {% generation %} marks",
             )
-        turn = after[len(before) :].rstrip()
-        marked += [whole[done : len(before)], _BEGIN, turn, _END]
-        done = len(before) + len(turn)
+        end += len(turn_end)
+        marked += [whole[done:begin], _BEGIN, whole[begin:end], _END]
+        done = end
     return "".join([*marked, whole[done:]])
 
 
@@ -243,11 +293,11 @@ class _Escaper:
         self._sentinel = re.compile(f"{_ESCAPE}(.)", re.DOTALL)
 
     def value(self, value: Any) -> Any:
-        """The same structure with every string escaped, roles excepted: a template compares those."""
+        """The same structure with every string escaped, keys and roles included."""
         if isinstance(value, str):
             return self._find.sub(lambda m: _ESCAPE + chr(_FIRST + self._index[m[0]]), value)
         if isinstance(value, dict):
-            return {self.value(k): v if k == "role" else self.value(v) for k, v in value.items()}
+            return {self.value(k): self.value(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             return [self.value(v) for v in value]
         return value
@@ -261,31 +311,34 @@ def _escaper(literals: tuple[str, ...]) -> _Escaper:
     return _Escaper(literals)
 
 
-def _encode(tokenizer: Tokenizer, escape: _Escaper, text: str) -> Rendered:
-    parts = list(_parts(text, escape))
-    contents = [escape.restore(t) for t, marker, _ in parts if not marker]
-    encoded = iter(tokenizer.encode_batch(contents))
-    ids: list[int] = []
-    mask: list[bool] = []
-    for piece, marker, learnt in parts:
-        new = [tokenizer.added[piece]] if marker else next(encoded)
-        ids += new
-        mask += [learnt] * len(new)
-    return Rendered(ids, mask)
+def _encode(tokenizer: Tokenizer, conversations: Sequence[Parts]) -> Iterator[Rendered]:
+    encoded = iter(tokenizer.encode_batch([t for parts in conversations for t, marker, _ in parts if not marker]))
+    for parts in conversations:
+        ids: list[int] = []
+        mask: list[bool] = []
+        for piece, marker, learnt in parts:
+            new = [tokenizer.added[piece]] if marker else next(encoded)
+            ids += new
+            mask += [learnt] * len(new)
+        yield Rendered(ids, mask)
 
 
-def _parts(text: str, escape: _Escaper) -> Iterator[tuple[str, bool, bool]]:
-    """(text, is a marker, is learnt) in order: cut at the marks of generation and at the template's own markers."""
+def _parts(text: str, escape: _Escaper, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, bool]]:
+    """Cut at the marks of generation and at the template's own markers; contents come back from their sentinels."""
     learnt = False
     for stretch in re.split(f"([{_BEGIN}{_END}])", text):
         if stretch in (_BEGIN, _END):
             learnt = stretch == _BEGIN
             continue
-        at = 0
-        for found in escape.markers.finditer(stretch):
-            if found.start() > at:
-                yield stretch[at : found.start()], False, learnt
-            yield found[0], True, learnt
-            at = found.end()
-        if at < len(stretch):
-            yield stretch[at:], False, learnt
+        at, before = 0, ""
+        for found in [*escape.markers.finditer(stretch), None]:
+            between = stretch[at : found.start() if found else None]
+            if before in tokenizer.eats_right:
+                between = between.lstrip()
+            if found and found[0] in tokenizer.eats_left:
+                between = between.rstrip()
+            if between:
+                yield escape.restore(between), False, learnt
+            if found:
+                yield found[0], True, learnt
+                at, before = found.end(), found[0]

@@ -176,12 +176,25 @@ def plan_rows(
     that a part stands for the whole.
     """
     docs = store.indices(split)
+    notes: tuple[str, ...] = ()
+    if long == "truncate":
+        docs, notes = _learnable(store, docs, max_len)
     if most is not None:
         docs = docs[np.random.Generator(np.random.Philox(0)).permutation(len(docs))]
         docs = docs[: int(np.searchsorted(np.cumsum(store.positions(docs)), most * max_len)) + 1]
     groups = store.docs["source"][docs] if by_source else None
     rows = plan(store.positions(docs), max_len, mode=mode, long=long, groups=groups)
-    return replace(rows, doc=docs[rows.doc])
+    return replace(rows, doc=docs[rows.doc], notes=(*rows.notes, *notes))
+
+
+def _learnable(store: Store, docs: Ints, max_len: int) -> tuple[Ints, tuple[str, ...]]:
+    """Leave out documents of which nothing learnt is left when they are cut at max_len."""
+    over = np.flatnonzero(store.positions(docs) > max_len)
+    lost = [i for i in over if not store.piece(int(docs[i]), 0, max_len + 1)[1][1:].any()]
+    if not lost:
+        return docs, ()
+    note = f"{len(lost):,} documents were left out: cut at {max_len:,} tokens, nothing to learn is left in them"
+    return np.delete(docs, lost), (note,)
 
 
 def eval_batches(

@@ -37,6 +37,7 @@ MARKERS = (
     *(f"<|buffer{i}|>" for i in range(1, 10)),
 )  # fmt: skip
 SMALLEST_VOCAB = len(CONTROL) + len(MARKERS) + 256  # specials and single bytes
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TURN_ENDS = (TURN_END, "<|eot_id|>", "<end_of_turn>", "<|end|>")  # how other families end a turn
 
 
@@ -55,10 +56,16 @@ class Tokenizer:
         self.chat_template = chat_template
         self._extra_eos = tuple(extra_eos)
         self._full = tokenizers.Tokenizer.from_str(json.dumps(self._json))
+        # some families add runs of spaces as tokens: those are content like any other
+        blank = [t for t in self._json["added_tokens"] if t["content"].isspace()]
         self._plain = tokenizers.Tokenizer.from_str(
-            json.dumps({**self._json, "added_tokens": [], "post_processor": None})
+            json.dumps({**self._json, "added_tokens": blank, "post_processor": None})
         )
-        self.added = {t["content"]: int(t["id"]) for t in self._json["added_tokens"]}
+        self._moved = {self._plain.token_to_id(t["content"]): int(t["id"]) for t in blank}  # the twin numbers them anew
+        control = [t for t in self._json["added_tokens"] if not t["content"].isspace()]
+        self.added = {t["content"]: int(t["id"]) for t in control}
+        self.eats_left = frozenset(t["content"] for t in control if t.get("lstrip"))  # spaces before the token
+        self.eats_right = frozenset(t["content"] for t in control if t.get("rstrip"))
 
     # ---------------------------------------------------------------------------------------- making
 
@@ -106,10 +113,13 @@ class Tokenizer:
         file = folder / "tokenizer.json"
         config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
         config = read_json(config_file) if config_file.is_file() else {}
+        if (roles := folder / "special_tokens_map.json").is_file():
+            config = {**{k: v for k, v in read_json(roles).items() if k in _ROLES}, **config}
         template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
-        generation = folder / "generation_config.json"
-        eos = read_json(generation).get("eos_token_id") if generation.is_file() else None
-        extra = [eos] if isinstance(eos, int) else list(eos or ())
+        extra: list[int] = []
+        for name in ("generation_config.json", "config.json"):
+            eos = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+            extra += [eos] if isinstance(eos, int) else list(eos or ())
         try:
             return cls(file.read_text(encoding="utf-8"), config, template if isinstance(template, str) else None, extra)
         except Exception as e:  # the library raises bare Exception for a file it cannot read
@@ -121,7 +131,8 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self._json, ensure_ascii=False, indent=1)
         (folder / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
-        config = {k: v for k, v in self.config.items() if k != "chat_template"}
+        config = {**self.config, "tokenizer_class": "PreTrainedTokenizerFast"}  # the one that reads any tokenizer.json
+        config.pop("chat_template", None)
         (folder / "tokenizer_config.json").write_text(
             json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
         )
@@ -138,12 +149,17 @@ class Tokenizer:
         return self._full.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Content as ids; never an added token's."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        """Content as ids; never an added token's. DataError for half a character (a lone surrogate)."""
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts, on all cores."""
-        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        try:
+            ids = [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except TypeError:
+            broken = next(t for t in texts if any("\ud800" <= c <= "\udfff" for c in t))
+            raise DataError("the text holds half a character (a lone surrogate)", found=ascii(broken)) from None
+        return [[self._moved.get(i, i) for i in row] for row in ids] if self._moved else ids
 
     def encode_template(self, text: str) -> list[int]:
         """A template's own text: its markers become added tokens."""

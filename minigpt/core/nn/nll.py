@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 16 << 20  # float32 logits of a chunk: small enough to stay in cache, large enough for full-speed matmuls
+CHUNK_BYTES = 12 << 20  # float32 logits of a chunk: small enough to stay in cache, large enough for full-speed matmuls
 
 
 def chunked_nll(
@@ -47,8 +47,9 @@ class _ChunkedNLL(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         nll = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         spread = torch.zeros_like(nll) if entropy else nll.new_empty(0)
+        wide = nll.new_empty(2, min(size, hidden.shape[0]), weight.shape[0])
         for rows, logits in _chunks(hidden, weight, size):
-            logp = _log_softmax(logits, temperature)
+            logp = _log_softmax(logits, temperature, wide)
             nll[rows] = -logp.gather(1, labels[rows, None]).squeeze(1)
             if entropy:
                 spread[rows] = -(logp.exp() * logp).sum(-1)
@@ -80,8 +81,9 @@ def _backward_with_entropy(ctx: Any, grad_nll: Tensor, grad_entropy: Tensor) -> 
     hidden, weight, labels, _, spread = ctx.saved_tensors
     grad_hidden = torch.empty_like(hidden)
     grad_weight = weight.new_zeros(weight.shape[::-1], dtype=torch.float32)
+    wide = weight.new_empty(2, min(ctx.size, hidden.shape[0]), weight.shape[0], dtype=torch.float32)
     for rows, logits in _chunks(hidden, weight, ctx.size):
-        logp = _log_softmax(logits, ctx.temperature)
+        logp = _log_softmax(logits, ctx.temperature, wide)
         scale = grad_nll[rows, None] - grad_entropy[rows, None] * (logp + spread[rows, None])
         grad = logp.exp_().mul_(scale)
         grad.scatter_add_(1, labels[rows, None], -grad_nll[rows, None])
@@ -91,10 +93,13 @@ def _backward_with_entropy(ctx: Any, grad_nll: Tensor, grad_entropy: Tensor) -> 
     return grad_hidden, grad_weight.t().to(weight.dtype), None, None, None, None
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """(n, V) float32."""
-    wide = logits.float()
-    return (wide if temperature == 1 else wide / temperature).log_softmax(-1)
+def _log_softmax(logits: Tensor, temperature: float, wide: Tensor) -> Tensor:
+    """(n, V) float32, in the second of the two buffers `wide`: fresh memory costs more than the arithmetic."""
+    source, result = wide[0, : logits.shape[0]], wide[1, : logits.shape[0]]
+    source.copy_(logits)
+    if temperature != 1:
+        source.div_(temperature)
+    return torch.log_softmax(source, -1, out=result)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -176,3 +176,16 @@ def test_eval_batches_are_fixed_and_of_the_held_out_split():
         assert torch.equal(a.input_ids, b.input_ids)
         docs = {int(t) // 100 for t in a.input_ids[a.segments >= 0]}
         assert docs and all(d % 5 == 4 for d in docs)
+
+
+def test_documents_with_nothing_left_to_learn_are_left_out_and_told():
+    """Cut at 4 positions, a document whose first trained token comes later would only cost time."""
+
+    class Late(Documents):
+        def piece(self, doc, start, count):
+            tokens, trained = super().piece(doc, start, count)
+            return tokens, (np.arange(start, start + count) >= 10) if doc == 1 else trained
+
+    rows = plan_rows(Late([20, 30, 3]), "all", 4, long="truncate")
+    assert set(rows.doc.tolist()) == {0, 2}
+    assert any("1 documents were left out" in n for n in rows.notes) and any("were cut" in n for n in rows.notes)

@@ -133,3 +133,22 @@ def test_faults_name_the_file(tmp_path):
 
 def test_suggested_vocabulary_grows_with_the_corpus():
     assert [suggested_vocab(n) for n in (0, 10_000, 1_115_394, 14_164_239, 10**12)] == [320, 320, 2112, 6400, 6400]
+
+
+def test_roles_from_the_map_and_blank_added_tokens_are_content(tmp_path):
+    """GPT-NeoX keeps its roles in special_tokens_map.json and runs of spaces among its added tokens."""
+    folder = foreign(tmp_path / "a")
+    core = Core.from_file(str(folder / "tokenizer.json"))
+    core.add_tokens(["    "])
+    core.save(str(folder / "tokenizer.json"))
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "<|end_of_text|>"}')
+    t = Tokenizer.load(folder)
+    assert t.document_id == t.added["<|end_of_text|>"]
+    text = "if x:\n    y"
+    assert t.encode(text) == core.encode(text).ids and core.token_to_id("    ") in t.encode(text)
+    assert t.token_bytes[t.encode(text)].sum() == len(text)
+
+
+def test_half_a_character_is_named():
+    with pytest.raises(DataError, match="half a character"):
+        TOKENIZER.encode("a\ud800")

@@ -1,0 +1,205 @@
+"""JSON of any layout → rows: one object a line, an array, `{"data": […]}`, objects pretty-printed one after another."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from minigpt.core.data.schema import BadRow, Row, not_utf8
+
+LONGEST_ROW = 1 << 28  # characters of one row; a missing bracket must not pull in a whole file
+_CHUNK = 1 << 20
+_DATA = re.compile(rb'\s*\{\s*"data"\s*:\s*(?=\[)')
+_OBJECT_LINE = re.compile(r"\n[ \t]*(?=\{)")
+_CUT_SHORT = 16  # a literal, number or escape that is cut by the end of the buffer fails this close to it
+
+
+class Source(Protocol):
+    """An open file. name: as messages call it. stream: buffered bytes. done: bytes of it read so far."""
+
+    name: str
+    stream: Any
+
+    @property
+    def done(self) -> int: ...
+
+
+def json_rows(file: Source) -> Iterator[Row]:
+    """Every row of a JSON file, in the layout that its beginning shows. Memory holds one row and a buffer."""
+    start = bytes(file.stream.peek(4096))
+    if opening := _DATA.match(start):
+        line = file.stream.read(opening.end()).count(b"\n") + 1
+        yield from _stream(file, line, b"")
+    elif start.lstrip()[:1] == b"[":
+        yield from _stream(file, 1, b"")
+    else:
+        yield from _lines(file)
+
+
+def _lines(file: Source) -> Iterator[Row]:
+    """One object a line. A first line that is only the beginning of an object means pretty-printed objects."""
+    first = True
+    for number, raw in enumerate(file.stream, 1):
+        if raw.isspace():
+            continue
+        where = f"{file.name}:{number}"
+        try:
+            value = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError:
+            yield Row(where, raw.decode("utf-8", "replace").strip(), file.done, not_utf8())
+        except (ValueError, RecursionError) as e:
+            if first and isinstance(e, json.JSONDecodeError) and e.pos >= len(e.doc.rstrip()):
+                yield from _stream(file, number, raw)
+                return
+            yield from _several(where, raw.decode("utf-8").strip(), file.done)
+        else:
+            yield from _unwrapped(where, value, file.done)
+        first = False
+
+
+def _several(where: str, text: str, done: int) -> Iterator[Row]:
+    """Objects that share a line; the line is one bad row if it is anything else."""
+    decoder, values, at = json.JSONDecoder(), [], 0
+    try:
+        while at < len(text):
+            value, at = decoder.raw_decode(text, at)
+            if not isinstance(value, dict):
+                raise json.JSONDecodeError("Extra data", text, at)
+            values.append(value)
+            while at < len(text) and text[at] in " \t,":
+                at += 1
+    except (ValueError, RecursionError) as e:
+        yield Row(where, text, done, _invalid(e, 0))
+        return
+    for value in values:
+        yield Row(where, value, done)
+
+
+def _unwrapped(where: str, value: Any, done: int) -> Iterator[Row]:
+    """A row, or the rows of an object whose `data` lists them."""
+    data = value.get("data") if isinstance(value, dict) else None
+    if isinstance(data, list) and data and isinstance(data[0], dict):
+        for i, item in enumerate(data, 1):
+            yield Row(f"{where} (row {i})", item, done)
+    else:
+        yield Row(where, value, done)
+
+
+def _stream(file: Source, line: int, begun: bytes) -> Iterator[Row]:
+    """Elements of an array, or objects one after another. begun: bytes that were read already.
+
+    After a fault reading goes on at the next line that begins an object.
+    """
+    window = _Window(file, line, begun)
+    array = window.open_array()
+    number = 0
+    while window.skip(" \t\r\n,"):
+        if array and window.text[window.at] == "]":
+            return
+        number += 1
+        where = f"{file.name}:{window.line}" + (f" (row {number})" if array else "")
+        try:
+            value = window.decode()
+        except (ValueError, RecursionError) as e:
+            fault = _invalid(e, window.at)
+            yield Row(where, window.resync(), file.done, fault)
+            continue
+        begin = window.begin
+        try:
+            window.text[begin : window.at].encode("utf-8")
+        except UnicodeEncodeError:
+            raw = window.text[begin : window.at].encode("utf-8", "replace").decode()
+            yield Row(where, raw, file.done, not_utf8())
+            continue
+        if array:
+            yield Row(where, value, file.done)
+        else:
+            yield from _unwrapped(where, value, file.done)
+    if array:
+        fault = BadRow("no closing bracket", ": the array is cut off", fix="fetch the file again")
+        yield Row(f"{file.name}:{window.line}", "", file.done, fault)
+
+
+class _Window:
+    """The part of a JSON text that is being decoded. Bytes that are not UTF-8 pass as lone surrogates.
+
+    text: what is held. begin, at: the value decoded last is text[begin:at]. line: where `at` is, counted from 1.
+    """
+
+    def __init__(self, file: Source, line: int, begun: bytes):
+        self.file = file
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._json = json.JSONDecoder()
+        self.text = self._utf8.decode(begun)
+        self.begin = self.at = 0
+        self._line, self._counted = line, 0
+        self._ended = False
+
+    @property
+    def line(self) -> int:
+        self._line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self._line
+
+    def more(self, size: int = _CHUNK) -> bool:
+        """Read on, forgetting what lies before the cursor. False at the end of the file."""
+        block = self.file.stream.read(size)
+        self._ended = not block
+        self._line = self.line
+        self.text = self.text[self.at :] + self._utf8.decode(block, final=self._ended)
+        self.at = self._counted = 0
+        return not self._ended
+
+    def skip(self, characters: str) -> bool:
+        """Move to the next character that is none of these; False when there is none left."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in characters:
+                self.at += 1
+            if self.at < len(self.text):
+                return True
+            if not self.more():
+                return False
+
+    def open_array(self) -> bool:
+        """Step over the bracket of an array, if there is one."""
+        if self.skip(" \t\r\n") and self.text[self.at] == "[":
+            self.at += 1
+            return True
+        return False
+
+    def decode(self) -> Any:
+        """The value at the cursor, reading on while it is not whole. ValueError when it cannot become one."""
+        size = _CHUNK
+        while True:
+            try:
+                value, end = self._json.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as e:
+                whole = e.pos < len(self.text) - _CUT_SHORT and not e.msg.startswith("Unterminated string")
+                if whole or self._ended or len(self.text) - self.at > LONGEST_ROW:
+                    raise
+            else:
+                if end < len(self.text) or self._ended or self.text[end - 1] in '}]"':
+                    self.begin, self.at = self.at, end
+                    return value
+            self.more(size)
+            size *= 2  # doubling keeps one huge row linear
+
+    def resync(self) -> str:
+        """Go to the next line that begins an object, or to the end. Returns the beginning of what was passed over."""
+        passed = self.text[self.at : self.at + 300].encode("utf-8", "replace").decode()
+        while True:
+            if found := _OBJECT_LINE.search(self.text, self.at):
+                self.at = found.end()
+                return passed.rstrip()
+            self.at = len(self.text)
+            if not self.more():
+                return passed.rstrip()
+
+
+def _invalid(e: Exception, begin: int) -> BadRow:
+    """begin: where in the parsed text the row begins."""
+    detail = f": {e.msg} at its character {e.pos - begin + 1}" if isinstance(e, json.JSONDecodeError) else f": {e}"
+    return BadRow("invalid JSON", detail)

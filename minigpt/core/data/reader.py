@@ -1,0 +1,355 @@
+"""Files → raw rows, each with the place it came from. One row at a time: memory does not grow with the file.
+
+JSON of any layout and plain text, any of them compressed with gzip, bzip2 or xz. A file's first bytes say how it is
+compressed, its suffix whether it is JSON or text; where the suffix says nothing, the first character does.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import difflib
+import glob
+import gzip
+import hashlib
+import io
+import lzma
+import math
+import os
+import sys
+import tempfile
+import weakref
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from minigpt.core.data.jsonstream import json_rows
+from minigpt.core.data.schema import Row, not_utf8
+from minigpt.core.errors import DataError, MissingError, UsageError
+from minigpt.core.files import cache_dir, disk_error
+
+JOINED = 4096  # bytes of UTF-8 that --split-docs auto joins paragraphs to
+_CHUNK = 1 << 20
+_JSON = (".jsonl", ".ndjson", ".json")
+_TEXT = (".txt", ".md")
+_TABLES = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet", ".arrow": "read_feather"}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_ABOUT = ("readme", "license", "licence", "changelog", "notice")  # stand beside data without being any
+
+
+class Input(NamedTuple):
+    """One file to read, or a token store's directory.
+
+    weight: its share of an epoch, 1 = all of it once. name: how messages call it.
+    """
+
+    path: Path
+    weight: float
+    name: str
+
+
+# ------------------------------------------------------------------------------------------------ which files
+
+
+def expand(specs: Sequence[str]) -> list[Input]:
+    """Files behind `--data` values: a file, a directory (recursive), a glob, `-` for stdin; each may end in `:WEIGHT`.
+
+    A file named twice is read once, and the later weight holds.
+    UsageError for a path that does not exist and for a directory without data.
+    """
+    found: dict[Path, Input] = {}
+    for spec in specs:
+        path, weight = _split_weight(str(spec))
+        for file in _files(path):
+            found[file.absolute()] = Input(file, weight, "stdin" if path == "-" else _shown(file))
+    return list(found.values())
+
+
+def total_bytes(specs: Sequence[str]) -> int:
+    """Size on disk of everything that `specs` name."""
+    return sum(size_of(i.path) for i in expand(specs))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of a token store's tokens."""
+    return (path / "tokens.bin" if path.is_dir() else path).stat().st_size
+
+
+def text_size(path: Path) -> int:
+    """About how many bytes a file has once it is decompressed."""
+    return size_of(path) * (4 if path.suffix.lower() in _COMPRESSED else 1)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a directory is a token store."""
+    return (path / "meta.json").is_file() and (path / "tokens.bin").is_file()
+
+
+def _split_weight(spec: str) -> tuple[str, float]:
+    path, _, weight = spec.rpartition(":")
+    try:
+        value = float(weight)
+    except ValueError:
+        return spec, 1.0
+    if not path or os.path.exists(spec):
+        return spec, 1.0
+    if not (math.isfinite(value) and value > 0):
+        raise UsageError(
+            f"the weight of {path} must be above 0", found=weight, fix="leave the file out, or use 0.3, 2, …"
+        )
+    return path, value
+
+
+def _files(spec: str) -> list[Path]:
+    if spec == "-":
+        return [_spooled_stdin()]
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        return [path]
+    if glob.has_magic(spec):
+        matches = sorted(Path(m) for m in glob.glob(str(path), recursive=True))
+        files = [f for f in matches if f.is_file()] or [f for folder in matches for f in _in_folder(folder)]
+        if files:
+            return files
+        raise UsageError(f"--data: no file matches {spec}")
+    raise UsageError(f"--data: {spec} does not exist", fix=_nearest(path))
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """Data files below a folder by name, or a token store itself. Hidden files, READMEs and other kinds are no data."""
+    if is_store(folder):
+        return [folder]
+    files = []
+    for path in sorted(folder.rglob("*")):
+        below = path.relative_to(folder)
+        about = path.name.lower().startswith(_ABOUT) or any(part.startswith(".") for part in below.parts)
+        if path.is_file() and not about and _suffix(path) in (*_JSON, *_TEXT, *_TABLES):
+            files.append(path)
+    if not files:
+        held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+        raise UsageError(
+            f"--data: {folder} holds no data files", found=held, fix="put .jsonl, .json or .txt files there"
+        )
+    return files
+
+
+def _suffix(path: Path) -> str:
+    """The suffix that tells the kind of data, below that of a compression."""
+    name = path.name.lower()
+    for packed in _COMPRESSED:
+        name = name.removesuffix(packed)
+    return Path(name).suffix
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(path)
+
+
+def _nearest(path: Path) -> str:
+    parent = path.parent
+    while not parent.is_dir():
+        path, parent = parent, parent.parent
+    names = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {parent / close[0]}?"
+    return f"{parent} holds {', '.join(names[:5]) or 'nothing'}"
+
+
+_spooled: weakref.WeakKeyDictionary[Any, Path] = weakref.WeakKeyDictionary()
+
+
+def _spooled_stdin() -> Path:
+    """Stdin as a file in the cache, named by its content. Read once, however often a process asks for it."""
+    if sys.stdin not in _spooled:
+        stream: IO[bytes] = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode("utf-8"))
+        _spooled[sys.stdin] = _spool(stream)
+    return _spooled[sys.stdin]
+
+
+def _spool(stream: IO[bytes]) -> Path:
+    folder = cache_dir() / "stdin"
+    digest, size = hashlib.sha256(), 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as f:
+                while block := stream.read(_CHUNK):
+                    digest.update(block)
+                    size += len(block)
+                    f.write(block)
+            if not size:
+                raise UsageError(
+                    "--data -: nothing came in on stdin", fix="pipe a file in: cat a.jsonl | minigpt … -d -"
+                )
+            path = folder / digest.hexdigest()
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        raise disk_error(e, folder) from e
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ one file
+
+
+class DataFile:
+    """An open file, decompressed by what its first bytes say. name, stream, done: as jsonstream.Source.
+
+    MissingError for zstd, parquet and arrow; DataError for other tables and for what is no text.
+    """
+
+    def __init__(self, source: Input):
+        self.name = source.name
+        self._raw = open(source.path, "rb")  # noqa: SIM115  (closed by __exit__)
+        try:
+            self.stream: Any = self._open(source)
+        except BaseException:
+            self._raw.close()
+            raise
+
+    def _open(self, source: Input) -> Any:
+        start = self._raw.peek(8)[:8]
+        _refuse(source, start)
+        plain: Any = None
+        if start.startswith(b"\x1f\x8b"):
+            plain = gzip.GzipFile(fileobj=self._raw)
+        elif start.startswith(b"BZh"):
+            plain = bz2.BZ2File(self._raw)
+        elif start.startswith(b"\xfd7zXZ"):
+            plain = lzma.LZMAFile(self._raw)  # noqa: SIM115
+        stream: Any = self._raw if plain is None else io.BufferedReader(plain, _CHUNK)
+        start = stream.peek(4096)[:4096]
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError(f"{self.name} is UTF-16", fix=f"iconv -f UTF-16 -t UTF-8 {self.name} > utf8.txt")
+        if b"\0" in start:
+            raise DataError(f"{self.name} is not text", fix="data is JSON lines, a JSON array or plain text")
+        if start.startswith(codecs.BOM_UTF8):
+            stream.read(len(codecs.BOM_UTF8))
+        return stream
+
+    @property
+    def done(self) -> int:
+        return self._raw.tell()
+
+    def __enter__(self) -> DataFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stream.close()
+        self._raw.close()
+
+
+def _refuse(source: Input, start: bytes) -> None:
+    """Say what to do with kinds that are not read."""
+    name = source.name
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        raise MissingError(f"{name} is compressed with zstd, which is not read", fix=f"unpack it first: zstd -d {name}")
+    suffix = _suffix(source.path)
+    if start.startswith(b"PAR1"):
+        suffix = ".parquet"
+    elif start.startswith(b"ARROW1"):
+        suffix = ".arrow"
+    if suffix in _TABLES:
+        write = f"to_json('{Path(name).with_suffix('.jsonl')}', orient='records', lines=True, force_ascii=False)"
+        call = f"import pandas; pandas.{_TABLES[suffix]}('{name}').{write}"
+        error = MissingError if suffix in (".parquet", ".arrow") else DataError
+        raise error(
+            f"{name} is a {suffix[1:]} table, which is not read", fix=f'make JSON lines of it: python -c "{call}"'
+        )
+
+
+def rows(source: Input, split_docs: str = "auto") -> Iterator[Row]:
+    """Every row of a file in order, those that cannot be parsed included (`Row.fault`).
+
+    split_docs: documents of a text file: `blank` = stretches between blank lines, `line`, `file`; `auto` = paragraphs
+    joined to about 4 kB where there are blank lines, else lines.
+    DataError or MissingError for a file that is of another kind or damaged.
+    """
+    try:
+        with DataFile(source) as file:
+            if _is_json(source.path, file):
+                yield from json_rows(file)
+                return
+            if split_docs == "auto":
+                split_docs = "joined" if _has_blank_lines(source) else "line"
+            yield from _text_rows(file, split_docs)
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as e:
+        raise DataError(f"{source.name} is damaged: it cannot be unpacked to its end", found=str(e)) from None
+    except OSError as e:
+        raise DataError(f"{source.name} cannot be read", found=e.strerror or str(e)) from None
+
+
+def _is_json(path: Path, file: DataFile) -> bool:
+    suffix = _suffix(path)
+    return suffix in _JSON or (suffix not in _TEXT and file.stream.peek(4096).lstrip()[:1] in (b"{", b"["))
+
+
+# ------------------------------------------------------------------------------------------------ plain text
+
+
+def _has_blank_lines(source: Input) -> bool:
+    """Whether a blank line stands between two others."""
+    with DataFile(source) as file:
+        text = blank = False
+        for line in file.stream:
+            if line.isspace():
+                blank = text
+            elif blank:
+                return True
+            else:
+                text = True
+    return False
+
+
+def _text_rows(file: DataFile, how: str) -> Iterator[Row]:
+    """how: `line`, `blank`, `file`, or `joined` = neighbouring paragraphs up to JOINED bytes."""
+    if how == "line":
+        documents: Iterator[tuple[int, bytes]] = enumerate(file.stream, 1)
+    elif how == "file":
+        documents = iter([(1, file.stream.read())])
+    else:
+        documents = _paragraphs(file)
+        if how == "joined":
+            documents = _joined(documents)
+    for number, raw in documents:
+        if not raw or raw.isspace():
+            continue
+        try:
+            yield Row(f"{file.name}:{number}", raw.decode("utf-8").replace("\r\n", "\n").strip("\n"), file.done)
+        except UnicodeDecodeError as e:
+            number += raw.count(b"\n", 0, e.start)
+            yield Row(f"{file.name}:{number}", raw.decode("utf-8", "replace").strip(), file.done, not_utf8())
+
+
+def _paragraphs(file: DataFile) -> Iterator[tuple[int, bytes]]:
+    """(first line, lines) of each stretch between blank lines."""
+    lines: list[bytes] = []
+    number = 0
+    for number, raw in enumerate(file.stream, 1):
+        if not raw.isspace():
+            lines.append(raw)
+        elif lines:
+            yield number - len(lines), b"".join(lines)
+            lines = []
+    if lines:
+        yield number - len(lines) + 1, b"".join(lines)
+
+
+def _joined(paragraphs: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Neighbours together while they stay within JOINED bytes, a blank line between them."""
+    begin, text = 0, b""
+    for number, paragraph in paragraphs:
+        if text and len(text) + 1 + len(paragraph) > JOINED:
+            yield begin, text
+            text = b""
+        begin, text = (begin, text + b"\n" + paragraph) if text else (number, paragraph)
+    if text:
+        yield begin, text

@@ -1,0 +1,124 @@
+"""Choosing the next token. The filters and their order are those of transformers' generate.
+
+A draw depends on (seed, sample, position) alone, so a request's text does not depend on what else is computed with it.
+
+Shapes: B rows · V vocab_size · P tokens so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minigpt.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample. The defaults change nothing: the model's own distribution.
+
+    temperature: 0 = the likeliest token. top_k, top_p, min_p: 0, 1 and 0 switch them off.
+    stop: texts that end the answer and are not part of it. logprobs: record each token's log-probability.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "max_tokens": self.max_tokens >= 1,
+            "temperature": self.temperature >= 0,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
+            "repetition_penalty": self.repetition_penalty > 0,
+            "stop": all(self.stop),
+        }
+        for name, ok in bounds.items():
+            if not ok:
+                raise UsageError(f"--{name.replace('_', '-')} is out of range", found=repr(getattr(self, name)))
+
+
+def filtered(logits: Tensor, params: SamplingParams, history: Sequence[Sequence[int]]) -> Tensor:
+    """Logits of the distribution that is sampled; excluded tokens at -inf.
+
+    logits: (B, V) float32. history: each row's prompt and answer so far, for the repetition penalty. Returns (B, V).
+    """
+    logits = _penalise(logits, params.repetition_penalty, history)
+    if params.temperature == 0:
+        return logits
+    logits = logits / params.temperature
+    if 0 < params.top_k < logits.shape[-1]:
+        least = logits.topk(params.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if params.top_p < 1:
+        ascending, order = logits.sort()
+        drop = ascending.softmax(-1).cumsum(-1) <= 1 - params.top_p
+        drop[:, -1] = False  # the likeliest always stays
+        logits = logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
+    if params.min_p > 0:
+        probs = logits.softmax(-1)
+        logits = logits.masked_fill(probs < params.min_p * probs.amax(-1, keepdim=True), -torch.inf)
+    return logits
+
+
+def _penalise(logits: Tensor, penalty: float, history: Sequence[Sequence[int]]) -> Tensor:
+    """Divide positive and multiply negative logits of tokens already there (Keskar et al., 2019, arXiv:1909.05858)."""
+    if penalty == 1:
+        return logits
+    logits = logits.clone()
+    for row, ids in zip(logits, history, strict=True):
+        seen = torch.tensor(sorted(set(ids)), device=logits.device)
+        values = row[seen]
+        row[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    return logits
+
+
+def sample(
+    logits: Tensor, params: SamplingParams, history: Sequence[Sequence[int]], keys: Sequence[tuple[int, int]]
+) -> tuple[list[int], list[float]]:
+    """One token a row, and its log-probability in the distribution sampled (empty unless params.logprobs).
+
+    logits: (B, V) float32. keys: (sample number, position) of each row: what the draw depends on beside the seed.
+    """
+    logits = filtered(logits, params, history)
+    if params.temperature == 0:
+        ids = logits.argmax(-1)
+    else:
+        probs = logits.double().softmax(-1).cpu()
+        below = probs.cumsum(-1)
+        u = torch.tensor([[uniform(params.seed, *key)] for key in keys], dtype=torch.float64)
+        ids = torch.searchsorted(below, u * below[:, -1:], right=True).squeeze(1)
+        # rounding may point behind the last token that has any probability
+        last = (probs > 0).int().cumsum(-1).argmax(-1)
+        ids = torch.minimum(ids, last).to(logits.device)
+    chosen = logits.log_softmax(-1).gather(1, ids[:, None]).squeeze(1).tolist() if params.logprobs else []
+    return ids.tolist(), chosen
+
+
+def uniform(seed: int, sample: int, position: int) -> float:
+    """A number in [0, 1) from a counter: splitmix64 (Steele et al., 2014) over the three, 53 bits of it."""
+    state = 0
+    for part in (seed, sample, position):
+        state = _mix(state ^ (part & _MASK))
+    return (state >> 11) / (1 << 53)
+
+
+_MASK = (1 << 64) - 1
+
+
+def _mix(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)

@@ -160,7 +160,6 @@ class Session:
     def _chat_template(self) -> None:
         """The model's own template; else ours, with a think block when the data has reasoning to learn."""
         from minigpt.core.data.chat import template
-        from minigpt.core.data.formats import has_reasoning
 
         wish = self.cfg.thinking
         if wish == "auto" and self.tokenizer.chat_template is not None:
@@ -432,6 +431,21 @@ class Session:
         self.report.note("next", NEXT[self.job.stage].format(run=self.path))
         seconds = time.perf_counter() - self.started
         return Result(str(last), {"run_dir": str(self.path), "model": str(last), "metrics": metrics, "seconds": seconds})
+
+
+def has_reasoning(specs: list[str]) -> bool:
+    """Whether any conversation of the data thinks before it answers."""
+    from minigpt.core.data import reader
+    from minigpt.core.data.formats import normalise
+    from minigpt.core.data.schema import BadRow, Conversation
+
+    for source in reader.expand(specs):
+        for row in reader.rows(source):
+            with contextlib.suppress(BadRow):  # told when the store is built
+                record = normalise(row.value, "chat")
+                if isinstance(record, Conversation) and any(m.get("reasoning_content") for m in record.messages):
+                    return True
+    return False
 
 
 NEXT = {

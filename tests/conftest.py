@@ -38,7 +38,7 @@ def tiny(arch: str, seed: int = 0, **overrides: Any) -> Decoder:
         torch.manual_seed(seed)
         model = Decoder(config)
         for parameter in model.parameters():  # far from the initial state, so that every weight matters
-            torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.15)
+            torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.1)
     return model
 
 

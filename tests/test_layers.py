@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import minigpt
+from minigpt.stages import STAGES
 
 ROOT = Path(minigpt.__file__).parent
 # Bottom to top. Rooms of one row are siblings: they do not import each other.
@@ -98,10 +99,10 @@ def eager(module: str, seen: set[str]) -> Iterator[tuple[str, str, int]]:
             yield name.split(".")[0], module, line
 
 
-STAGE_FILES = [m for m in MODULES if m.startswith(("stages", "cli"))]
+EARLY = [*(f"stages.{name}" for name, _ in STAGES.values()), *(m for m in MODULES if m.startswith("cli"))]
 
 
-@pytest.mark.parametrize("module", [*STAGE_FILES, "core.models.folder", "core.models.presets", ""])
+@pytest.mark.parametrize("module", [*EARLY, "core.models.folder", "core.models.presets", ""])
 def test_the_command_line_imports_nothing_heavy(module):
     """Help, flags and pre-flight checks stay fast: torch and its like are imported inside `run` only."""
     for top, where, line in eager(module, set()):

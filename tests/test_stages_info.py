@@ -90,7 +90,13 @@ def test_a_run(a_run):
     """Status, losses, best step, data and the newest checkpoint's model; a line cut short by a crash is not read."""
     told = info(a_run)
     run = told["run"]
-    assert (told["kind"], run["stage"], run["status"], run["step"], run["steps"]) == ("run", "pretrain", "stopped", 20, 40)
+    assert (told["kind"], run["stage"], run["status"], run["step"], run["steps"]) == (
+        "run",
+        "pretrain",
+        "stopped",
+        20,
+        40,
+    )
     assert (run["loss"], run["val_loss"], run["best"]) == (5.0, 5.75, {"step": 10, "val_loss": 5.5})
     assert run["data"] == ["poems.jsonl"] and run["checkpoints"] == ["step-0000020"]
     assert told["model"]["parameters"] > 0 and told["tokenizer"]["vocab_size"] == 320
@@ -135,7 +141,8 @@ def test_weights_alone(model):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("none", "does not exist"), ("data.jsonl", "minigpt data preview"), ("empty", "looked for run.json")]
+    ("name", "hint"),
+    [("none", "does not exist"), ("data.jsonl", "minigpt data preview"), ("empty", "looked for run.json")],
 )
 def test_what_it_does_not_know(tmp_path, name, hint):
     (tmp_path / "data.jsonl").write_text("{}\n")
@@ -150,5 +157,7 @@ def test_nothing_is_loaded(model):
     import sys
 
     code = "import sys; from minigpt.cli.app import main; main(sys.argv[1:]); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, "info", str(model[0])], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "info", str(model[0])], capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.splitlines()[-1] == "False"

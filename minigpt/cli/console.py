@@ -146,7 +146,7 @@ class Console(Report):
         """A fault in the one voice: what happened, what was found, what to do."""
         if self.json:
             fault = {"status": "error", "code": int(e.code), "kind": e.kind, "message": e.message}
-            self._result(_json({**fault, "found": e.found, "hint": e.fix}) + "\n")
+            self._result(_json({**fault, "found": e.found, "hint": e.fix, **e.data}) + "\n")
             return
         word = "stopped:" if e.kind in ("stopped", "aborted") else "error:"
         lines = f"{self._paint(word, 'red')} {visible(e.message)}"

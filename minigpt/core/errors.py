@@ -6,6 +6,7 @@ An error reads: what happened with file:line or flag · what was found · what t
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 
 class Exit(IntEnum):
@@ -29,16 +30,20 @@ class MinigptError(Exception):
     message: one plain sentence that names the file and line, or the flag.
     found: the thing itself (a row, a value), cut to one line by the console.
     fix: what to do next.
+    data: further fields of the --json object, such as all that a check found.
     """
 
     code = Exit.BUG
     kind = "bug"
 
-    def __init__(self, message: str, *, found: str | None = None, fix: str | None = None):
+    def __init__(
+        self, message: str, *, found: str | None = None, fix: str | None = None, data: dict[str, Any] | None = None
+    ):
         super().__init__(message)
         self.message = message
         self.found = found
         self.fix = fix
+        self.data = data or {}
 
 
 class UsageError(MinigptError):

@@ -23,7 +23,19 @@ EXAMPLES = (
     "minigpt info runs/poems --json | jq .model.parameters",
 )
 
-BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
+BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "F32": 4,
+    "I32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I8": 1,
+    "U8": 1,
+}
 WORDS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 SHAPE = (
     ("hidden_size", "hidden"),
@@ -146,7 +158,10 @@ def run_lines(run: dict[str, Any]) -> Iterator[str]:
         yield line("loss", f"{run['loss']:.4f}")
     if run["val_loss"] is not None:
         bits = f", {run['val_bpb']:.4f} bits/byte" if run["val_bpb"] is not None else ""
-        yield line("validation", f"{run['val_loss']:.4f}{bits}; best {run['best']['val_loss']:.4f} at step {run['best']['step']:,}")
+        yield line(
+            "validation",
+            f"{run['val_loss']:.4f}{bits}; best {run['best']['val_loss']:.4f} at step {run['best']['step']:,}",
+        )
     yield line("data", ", ".join(filter(None, run["data"])) or "unknown")
     if run["parent"]:
         yield line("from", run["parent"].get("path", "unknown"))
@@ -223,7 +238,10 @@ def model_lines(model: dict[str, Any]) -> Iterator[str]:
     if shape:
         yield line("shape", shape)
     if "vocab_size" in model:
-        yield line("context", f"{model['max_position_embeddings']} tokens, rope {model['rope_type']}, theta {model['rope_theta']}")
+        yield line(
+            "context",
+            f"{model['max_position_embeddings']} tokens, rope {model['rope_type']}, theta {model['rope_theta']}",
+        )
         yield line("vocabulary", str(model["vocab_size"]))
     plural = "s" * (len(model["files"]) != 1)
     yield line("weights", f"{model['dtype'] or 'none'}, {size(model['bytes'])} in {len(model['files'])} file{plural}")
@@ -266,7 +284,12 @@ def tokenizer_lines(tokenizer: dict[str, Any]) -> Iterator[str]:
     yield line("tokenizer", f"{tokenizer['vocab_size']:,} tokens, {tokenizer['special_tokens']} of them special")
     yield line("document", f"{name(tokenizer['document'])}, padding {name(tokenizer['padding'])}")
     yield line("ends", ", ".join(map(name, tokenizer["ends_generation"])) or "none")
-    yield line("chat", f"has a template, turns end with {name(tokenizer['turn_end'])}" if tokenizer["chat_template"] else "no template")
+    yield line(
+        "chat",
+        f"has a template, turns end with {name(tokenizer['turn_end'])}"
+        if tokenizer["chat_template"]
+        else "no template",
+    )
     yield line("fingerprint", tokenizer["fingerprint"][:16])
 
 
@@ -274,14 +297,26 @@ def tokenizer_lines(tokenizer: dict[str, Any]) -> Iterator[str]:
 
 
 def store_facts(folder: Path) -> dict[str, Any]:
-    """What a data store holds, from its meta.json and the sizes of its files."""
-    meta = read_json(folder / "meta.json")
+    """What a data store holds. DataError when a file of it is missing or too short."""
+    from minigpt.core.data.store import Store
+
+    meta = Store.load(folder).meta
     on_disk = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
     return {"path": str(folder), "bytes": on_disk, **meta}
 
 
 def store_lines(store: dict[str, Any]) -> Iterator[str]:
-    yield line("store", f"{size(store['bytes'])} in {store['path']}")
+    from minigpt.core.data.schema import reasons
+
+    use = {"text": "text to pretrain on", "chat": "conversations to fine-tune on"}.get(store["kind"], store["kind"])
+    yield line("store", f"{use}, {size(store['bytes'])}")
+    yield line("documents", f"{store['documents']:,} from {store['rows']:,} rows")
+    yield line("tokens", f"{store['tokens']:,}, {store['supervised']:,} of them learnt")
+    for source in store["sources"]:
+        yield line("source", f"{source['path']}, {source['rows']:,} rows")
+    if store["bad"]:
+        yield line("skipped", reasons(store["bad"]))
+    yield line("tokenizer", store["tokenizer"][:16])
 
 
 def line(label: str, text: str) -> str:

@@ -116,6 +116,7 @@ class Session:
             checkpoint.set_aside(self.path, self.place.from_step, self.report)
         self.saved = checkpoint.load_newest(self.path, self.report)
         if self.saved is None:
+            self.log.cut_logs(0)
             self.report.note("resume", f"{self.path} has no checkpoint yet: starting at step 0")
 
     def _tokenizer(self) -> None:
@@ -183,10 +184,10 @@ class Session:
             data.max_len = self._default_max_len()
             self.origins["max_len"] = "auto"
         options = {"kind": self.job.kind, "max_bad": data.max_bad, "split_docs": data.split_docs, "report": self.report}
+        share = 0.0 if data.val_data else data.val_split
         if self.place.resuming and "-" in data.data:  # what came through the pipe is in the store
-            self.store = store.Store.load(Path(read_json(self.path / "run.json")["store"]))
+            self.store = store.Store.load(Path(read_json(self.path / "run.json")["store"]), share)
         else:
-            share = 0.0 if data.val_data else data.val_split
             self.store = store.build(data.data, self.tokenizer, val_share=share, **options)
         self.val_store, self.val_split = self.store, "val"
         if data.val_data:

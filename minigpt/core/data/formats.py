@@ -27,6 +27,7 @@ _ROLE_NAMES = {
     "function_call": "call",
     "tool_call": "call",
 }
+PLAIN = "plain text"  # a row that is a string: a text file's document
 _THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 
 Raw = Mapping[str, Any]
@@ -41,15 +42,20 @@ class Shape(NamedTuple):
 
 
 def detect(row: Any, kind: str = "chat") -> str | None:
-    """The name of a row's shape, None when it has none that is known. kind: see `normalise`."""
+    """The name of a row's shape, None when it has none that is known. kind: see `read`."""
     if isinstance(row, str):
-        return "text"
+        return PLAIN
     shape = _shape(row, kind) if isinstance(row, dict) else None
     return shape.name if shape else None
 
 
 def normalise(row: Any, kind: str = "chat") -> Record:
-    """A raw row as a record.
+    """A raw row as a record; see `read`."""
+    return read(row, kind)[0]
+
+
+def read(row: Any, kind: str = "chat") -> tuple[Record, str]:
+    """A raw row as a record, and the name of the shape it came in.
 
     kind: `chat` or `text`, which decides when a row could be read as either (Alpaca rows with a `text` column).
     BadRow says what is wrong; WrongStage that the row belongs to another stage. A conversation under `text` is returned
@@ -57,24 +63,24 @@ def normalise(row: Any, kind: str = "chat") -> Record:
     """
     if isinstance(row, str):
         record: Record = Document(_text(row, "text"))
+        name = PLAIN
     elif not isinstance(row, dict):
         raise BadRow(f"{_a_type(row)} where an object should be", fix='write rows as {"text": …} or {"messages": […]}')
     else:
         shape = _shape(row, kind)
         if shape is None:
             raise _unknown(row, kind)
-        record = shape.read(row)
+        record, name = shape.read(row), shape.name
     if kind == "chat" and isinstance(record, Document):
         raise WrongStage(
             "text but no conversation",
             fix="train on text with minigpt pretrain; sft takes messages, ShareGPT or Alpaca rows",
         )
-    return record
+    return record, name
 
 
 def _shape(row: Raw, kind: str) -> Shape | None:
-    ordered = SHAPES if kind == "chat" else [*SHAPES[-1:], *SHAPES[:-1]]
-    return next((s for s in ordered if s.fits(row)), None)
+    return next((s for s in (SHAPES if kind == "chat" else TEXT_FIRST) if s.fits(row)), None)
 
 
 def _unknown(row: Raw, kind: str) -> BadRow:
@@ -121,7 +127,8 @@ def _from_conversations(row: Raw) -> Conversation:
 def _from_alpaca(row: Raw) -> Conversation:
     question = "\n".join(t for t in (_optional(row, "instruction"), _optional(row, "input")) if t)
     turns: list[Any] = []
-    for pair in row.get("history") or []:
+    history = row.get("history") or []
+    for pair in history if isinstance(history, list) else [history]:
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2):
             raise BadRow("a history that is not a list of question and answer pairs")
         turns += _pair(*pair)
@@ -156,7 +163,7 @@ def _pair(question: Any, answer: Any) -> list[Any]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-SHAPES = [
+SHAPES = [  # the first that fits is taken
     Shape("preference pairs", _has("chosen", "rejected"), _preference),
     Shape("token ids", lambda row: "input_ids" in row or "token_ids" in row, _token_ids),
     Shape("messages", _has("messages"), _from_messages),
@@ -171,6 +178,7 @@ SHAPES = [
     ),
     Shape("text", lambda row: _first(row, _TEXT_KEYS) is not None, _from_text),
 ]
+TEXT_FIRST = [SHAPES[-1], *SHAPES[:-1]]
 
 
 # ------------------------------------------------------------------------------------------------ messages
@@ -203,8 +211,8 @@ def _message(turn: Raw) -> Message:
     named = turn.get("role", turn.get("from"))
     role = _ROLE_NAMES.get(named.strip().lower()) if isinstance(named, str) else None
     if role is None:
-        found = "no role" if named is None else f"an unknown role {json.dumps(named, ensure_ascii=False)}"
-        raise BadRow("a message without a known role", f": {found}", fix="use system, user, assistant or tool")
+        found = " at all" if named is None else f": {json.dumps(named, ensure_ascii=False)} is none"
+        raise BadRow("a message without a known role", found, fix="use system, user, assistant or tool")
     content = turn.get("content", turn.get("value"))
     if role == "call":
         if not (called := _calls(content)):
@@ -261,7 +269,8 @@ def _parts(parts: list[Any]) -> tuple[str, str | None, list[dict[str, Any]]]:
             texts.append(part)
             continue
         kind = part.get("type") if isinstance(part, dict) else None
-        value = next((part[k] for k in ("text", "value", "content", kind) if k in part), None) if kind else None
+        key = _first(part, ("text", "value", "content", kind)) if isinstance(kind, str) else None
+        value = None if key is None else part[key]
         if kind == "tool_call":
             calls += _calls(value if value is not None else part)
         elif kind in ("text", "reasoning", "thinking") and isinstance(value, str):
@@ -297,7 +306,7 @@ def _tools(row: Raw) -> list[dict[str, Any]]:
     if isinstance(value, dict):
         value = [value]
     tools = []
-    for tool in value or []:
+    for tool in value if isinstance(value, list) else [value] if value else []:
         if not isinstance(tool, dict):
             raise BadRow("tools that are not a list of objects", fix='write tools as [{"name": …, "parameters": {…}}]')
         tools.append(_checked(tool if "function" in tool else {"type": "function", "function": tool}))
@@ -357,7 +366,7 @@ def _a_type(value: Any) -> str:
 
 
 def _an(role: str) -> str:
-    return f"an {role}" if role[0] in "aeiou" else f"a {role}"
+    return f"an {role}" if role == "assistant" else f"a {role}"
 
 
 # ------------------------------------------------------------------------------------------------ text of anything

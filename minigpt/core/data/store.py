@@ -15,18 +15,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigpt.core.data import reader
 from minigpt.core.data.chat import render
-from minigpt.core.data.formats import detect, normalise
+from minigpt.core.data.formats import read
 from minigpt.core.data.schema import BadRow, BadRows, Conversation, Document, Record, WrongStage, reasons
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError, UsageError
-from minigpt.core.files import cache_dir, disk_error, new_dir, read_json, sha256, write_json
+from minigpt.core.files import cache_dir, new_dir, read_json, sha256, write_json
 from minigpt.core.report import Report
 
 FORMAT = 1  # raise whenever the same sources would give another store
@@ -117,18 +117,18 @@ def held_out(hashes: NDArray[np.uint64], share: float | None) -> NDArray[np.bool
     """Which documents are validation: those whose 64-bit hash lies in the first `share` of all hashes.
 
     A document therefore keeps its side when rows are added, removed or moved. share: None = 200 documents, but from
-    0.5 to 5 %. With two documents and a share above 0 each side has at least one.
+    0.5 to 5 %. With two documents and a share above 0 each side has at least one; a single one is trained on.
     """
     n = len(hashes)
+    if n < 2 or share == 0:
+        return np.zeros(n, dtype=np.bool_)
     if share is None:
-        share = min(max(AUTO_DOCUMENTS / max(n, 1), AUTO_SHARE[0]), AUTO_SHARE[1])
-    edge = min(int(share * 2**64), 2**64 - 1)
-    val: NDArray[np.bool_] = np.asarray(hashes < np.uint64(edge))
-    if share > 0 and n >= 2:
-        if not val.any():
-            val[int(np.argmin(hashes))] = True
-        elif val.all():
-            val[int(np.argmax(hashes))] = False
+        share = min(max(AUTO_DOCUMENTS / n, AUTO_SHARE[0]), AUTO_SHARE[1])
+    val: NDArray[np.bool_] = np.asarray(hashes < np.uint64(min(int(share * 2**64), 2**64 - 1)))
+    if not val.any():
+        val[int(np.argmin(hashes))] = True
+    if val.all():
+        val[int(np.argmax(hashes))] = False
     return val
 
 
@@ -160,25 +160,28 @@ def build(
     key = hashlib.sha256(json.dumps([hashes, options], sort_keys=True).encode()).hexdigest()
     path = cache_dir() / "stores" / key[:32] if out is None else Path(out)
     bad = BadRows(max_bad)
-    if not _is_made(path, key, bad):
+    store = _made_before(path, key, bad, val_share)
+    if store is None:
         if out is not None:
             _refuse_foreign(path)
         _Builder(inputs, hashes, tokenizer, kind, split_docs, bad, report or Report()).write(path, key)
-    store = Store.load(path, val_share)
+        store = Store.load(path, val_share)
     for entry, source in zip(store.meta["sources"], inputs, strict=True):  # the same content may be elsewhere today
         entry |= {"path": source.name, "weight": source.weight}
     return store
 
 
-def _is_made(path: Path, key: str, bad: BadRows) -> bool:
-    """Whether the store is there, whole, and made from no more bad rows than are allowed now."""
+def _made_before(path: Path, key: str, bad: BadRows, val_share: float | None) -> Store | None:
+    """The store, if it is there, whole, and made from no more bad rows than are allowed now."""
     if not (path / "meta.json").is_file():
-        return False
+        return None
     try:
-        meta = Store.load(path).meta
+        store = Store.load(path, val_share)
     except DataError:
-        return False
-    return meta["fingerprint"] == key and bad.allows(sum(meta["bad"].values()), meta["rows"])
+        return None
+    meta = store.meta
+    allowed = meta["fingerprint"] == key and bad.allows(sum(meta["bad"].values()), meta["rows"])
+    return store if allowed else None
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -237,6 +240,17 @@ def _remembered_sha256(path: Path) -> str:
     return digest
 
 
+class _Piece(NamedTuple):
+    """One document, ready to be written. mask: a byte an id. size: bytes of text in what is learnt. content: to hash."""
+
+    ids: list[int]
+    mask: bytes
+    supervised: int
+    size: int
+    characters: int
+    content: bytes
+
+
 class _Builder:
     """Rows in, a store's files out, a batch at a time."""
 
@@ -257,14 +271,12 @@ class _Builder:
         self.shapes: Counter[str] = Counter()
         self.documents = self.tokens = self.supervised = self.characters = self.unsupervised = self.read = 0
         self.templated = False
+        self._frame = tokenizer.document_id
 
     def write(self, path: Path, key: str) -> None:
         """Make the store at `path`: there whole, or not at all."""
         with new_dir(path) as work:
-            try:
-                self._fill(work)
-            except OSError as e:
-                raise disk_error(e, path) from e
+            self._fill(work)
             self.bad.finish(sum(self.rows))
             if not self.documents:
                 raise self._nothing()
@@ -300,7 +312,7 @@ class _Builder:
             try:
                 if row.fault:
                     raise row.fault
-                record = normalise(row.value, self.kind)
+                record, shape = read(row.value, self.kind)
                 if isinstance(record, Conversation) and self.tokenizer.chat_template is None:
                     raise WrongStage(
                         "a conversation, and this tokenizer has no chat template to write it with",
@@ -309,58 +321,47 @@ class _Builder:
             except BadRow as fault:
                 self.bad.add(row.where, fault, row.value)
                 continue
-            self.shapes[detect(row.value, self.kind) or "text"] += 1
+            self.shapes[shape] += 1
             yield record
 
     def _store(self, records: list[Record], source: int, files: Sequence[IO[bytes]]) -> None:
         """Tokenise a batch and append it to tokens, mask and docs."""
-        texts = [r.text for r in records if isinstance(r, Document)]
-        encoded = iter(self.tokenizer.encode_batch(texts)) if texts else iter(())
-        frame = [self.tokenizer.document_id] if texts else []
-        pieces: list[Sequence[int]] = []
-        masks: list[NDArray[np.uint8]] = []
+        encoded = iter(self.tokenizer.encode_batch([r.text for r in records if isinstance(r, Document)]))
+        pieces: list[_Piece] = []
         docs: list[tuple[int, ...]] = []
         for record in records:
-            if isinstance(record, Document):
-                ids: Sequence[int] = [*frame, *next(encoded), *frame]
-                mask = np.ones(len(ids), dtype=np.uint8)
-                size, content = self._text_figures(record)
-            else:
-                self.templated = True
-                ids, mask, size, content = self._rendered(record)
-            learnt = int(mask[1:].sum())
-            if not learnt:
+            piece = self._framed(record, next(encoded)) if isinstance(record, Document) else self._rendered(record)
+            if not piece.supervised:
                 self.unsupervised += 1
                 continue
-            digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-            docs.append((self.tokens, len(ids), learnt, size, source, digest))
-            pieces.append(ids)
-            masks.append(mask)
-            self.tokens += len(ids)
-            self.supervised += learnt
+            digest = int.from_bytes(hashlib.blake2b(piece.content, digest_size=8).digest(), "little")
+            docs.append((self.tokens, len(piece.ids), piece.supervised, piece.size, source, digest))
+            pieces.append(piece)
+            self.tokens += len(piece.ids)
+            self.supervised += piece.supervised
+            self.characters += piece.characters
         self.documents += len(docs)
-        count = sum(map(len, pieces))
-        flat = np.fromiter(itertools.chain.from_iterable(pieces), dtype=np.int64, count=count)
-        if count and int(flat.max()) > np.iinfo(self.dtype).max:
-            raise DataError("the tokenizer gives ids beyond its own vocabulary", found=str(int(flat.max())))
-        files[0].write(flat.astype(self.dtype).tobytes())
-        files[1].write(b"".join(m.tobytes() for m in masks))
+        count = sum(len(p.ids) for p in pieces)
+        tokens = np.fromiter(itertools.chain.from_iterable(p.ids for p in pieces), dtype=np.int64, count=count)
+        if count and int(tokens.max()) > np.iinfo(self.dtype).max:
+            raise DataError("the tokenizer gives ids beyond its own vocabulary", found=str(int(tokens.max())))
+        files[0].write(tokens.astype(self.dtype).tobytes())
+        files[1].write(b"".join(p.mask for p in pieces))
         files[2].write(np.array(docs, dtype=_SAVED).tobytes())
 
-    def _text_figures(self, record: Document) -> tuple[int, bytes]:
-        self.characters += len(record.text)
+    def _framed(self, record: Document, encoded: list[int]) -> _Piece:
+        ids = [self._frame, *encoded, self._frame]
         content = record.text.encode("utf-8")
-        return len(content), content
+        return _Piece(ids, b"\1" * len(ids), len(ids) - 1, len(content), len(record.text), content)
 
-    def _rendered(self, record: Conversation) -> tuple[Sequence[int], NDArray[np.uint8], int, bytes]:
-        """(ids, mask, bytes of text in what is learnt, what to hash) of a conversation."""
+    def _rendered(self, record: Conversation) -> _Piece:
+        self.templated = True
         ids, learnt = render(self.tokenizer, record.messages, record.tools or None)
-        mask = np.array(learnt, dtype=np.uint8)
-        if self.kind == "text":
-            mask[:] = 1
+        mask = np.array(learnt, dtype=np.uint8) | (self.kind == "text")
         size = int(self.tokenizer.token_bytes[np.array(ids, dtype=np.int64)[mask != 0]].sum())
-        self.characters += sum(len(m["content"]) + len(m.get("reasoning_content", "")) for m in record.messages)
-        return ids, mask, size, json.dumps([record.messages, record.tools], sort_keys=True).encode()
+        characters = sum(len(m["content"]) + len(m.get("reasoning_content", "")) for m in record.messages)
+        content = json.dumps([record.messages, record.tools], sort_keys=True).encode()
+        return _Piece(ids, mask.tobytes(), int(mask[1:].sum()), size, characters, content)
 
     def _meta(self, key: str) -> dict[str, Any]:
         entries = zip(self.inputs, self.hashes, self.rows, strict=True)

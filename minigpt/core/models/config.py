@@ -54,6 +54,8 @@ class ModelConfig:
         self.rope_parameters = normalise_rope(self.rope_parameters, self.max_position_embeddings)
 
     def _check_sizes(self) -> None:
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise UsageError("model.tie_word_embeddings must be true or false", found=repr(self.tie_word_embeddings))
         for f in fields(self):
             if f.name in ("rope_parameters", "tie_word_embeddings"):
                 continue

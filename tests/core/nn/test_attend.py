@@ -35,7 +35,7 @@ def plain(q, k, v, position_ids):
 LAYOUTS = {
     "one document a row": positions([40], [40]),
     "packed": positions([5, 17, 3, 39], [64], [1] * 10 + [54], [32, 32]),
-    "longer than a block of queries": positions([QUERIES + 60, 9], [2 * QUERIES, 69 - QUERIES]),
+    "longer than a block of queries": positions([2 * QUERIES + 5, 20], [QUERIES, QUERIES + 25]),
     "single tokens": positions([1] * 6, [2, 1, 3]),
 }
 

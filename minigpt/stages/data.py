@@ -1,0 +1,346 @@
+"""Look at data and check it before training."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from minigpt.core.config import group, opt
+from minigpt.core.errors import CheckFailed, DataError, UsageError
+from minigpt.core.groups import CommonConfig
+from minigpt.core.report import Context, Progress, Result
+from minigpt.stages import Verb
+
+if TYPE_CHECKING:
+    from minigpt.core.data.chat import Rendered
+    from minigpt.core.data.reader import Input
+    from minigpt.core.data.schema import BadRow, Record, Row
+    from minigpt.core.data.tokenizer import Tokenizer
+
+KINDS = ("auto", "text", "chat")
+SAMPLE = 1000  # good rows that are tokenised to estimate the tokens of a file
+SHOWN = 2000  # characters of a sample
+MIDDLE = 400  # characters of one part of it
+
+
+@dataclass
+class FilesConfig:
+    """Which files, and how to read them."""
+
+    files: list[str] = opt([], "file, directory, glob or - for stdin", argument=True, metavar="FILE")
+    kind: str = opt(
+        "auto",
+        "what the rows are for: text to pretrain on, chat to fine-tune on; auto goes by the first row of each file",
+        panel="Data",
+        choices=KINDS,
+    )
+    split_docs: str = opt(
+        "auto",
+        "documents of a plain text file: blank = split at blank lines, line, file; auto joins paragraphs to about 4 kB",
+        panel="Data",
+        choices=("auto", "blank", "line", "file"),
+    )
+
+
+@dataclass
+class PreviewConfig:
+    files: FilesConfig = group(FilesConfig)
+    rows: int = opt(2, "samples to show of each file", short="-n", panel="Output", low=0)
+    tokenizer: str | None = opt(
+        None,
+        "tokenizer directory, or any model's",
+        short="-t",
+        panel="Model",
+        metavar="PATH",
+        shown="one trained on the file, as pretrain does",
+    )
+    common: CommonConfig = group(CommonConfig)
+
+
+@dataclass
+class CheckConfig:
+    files: FilesConfig = group(FilesConfig)
+    limit: int = opt(20, "bad rows to list; 0 = all", panel="Output", low=0)
+    common: CommonConfig = group(CommonConfig)
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+@dataclass
+class Finding:
+    """A bad row. where: file:line."""
+
+    where: str
+    fault: BadRow
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.fault.reason}{self.fault.detail}"
+
+
+@dataclass
+class Survey:
+    """What one pass over a file found. bad: reason → rows."""
+
+    name: str
+    kind: str = "text"
+    rows: int = 0
+    shapes: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+
+    def facts(self) -> dict[str, Any]:
+        counts = {"shapes": dict(self.shapes), "bad": sum(self.bad.values()), "reasons": dict(self.bad)}
+        return {"file": self.name, "kind": self.kind, "rows": self.rows, **counts}
+
+
+def survey(
+    source: Input, cfg: FilesConfig, found: Survey, bar: Progress, before: int = 0
+) -> Iterator[tuple[Row, Record | Finding]]:
+    """Every row of a file with its record, or with what is wrong with it; `found` is filled on the way.
+
+    before: bytes of earlier files, for the bar.
+    """
+    from minigpt.core.data.formats import read
+    from minigpt.core.data.reader import rows
+    from minigpt.core.data.schema import BadRow
+
+    if source.path.is_dir():
+        raise UsageError(f"{source.name} is a token store", fix=f"minigpt info {source.name}")
+    stream = rows(source, cfg.split_docs)
+    opening = list(itertools.islice(stream, 20))
+    found.kind = cfg.kind if cfg.kind != "auto" else _kind(opening)
+    for row in itertools.chain(opening, stream):
+        found.rows += 1
+        bar.update(before + row.done, f"{source.name}: {found.rows:,} rows")
+        try:
+            if row.fault:
+                raise row.fault
+            record, shape = read(row.value, found.kind)
+        except BadRow as fault:
+            found.bad[fault.reason] += 1
+            yield row, Finding(row.where, fault)
+            continue
+        found.shapes[shape] += 1
+        yield row, record
+
+
+def _kind(opening: list[Row]) -> str:
+    """`text` when the first row that has a shape is text, else `chat`."""
+    from minigpt.core.data.formats import PLAIN, detect
+
+    shapes = filter(None, (detect(row.value) for row in opening if not row.fault))
+    return "text" if next(shapes, PLAIN) in ("text", PLAIN) else "chat"
+
+
+def wanted_files(cfg: FilesConfig, command: str) -> list[Input]:
+    from minigpt.core.data.reader import expand
+
+    if not cfg.files:
+        raise UsageError(f"{command} needs a file", fix=f"minigpt {command} chats.jsonl, or - for stdin")
+    return expand(cfg.files)
+
+
+# ---------------------------------------------------------------------------------------------- check
+
+
+def check(cfg: CheckConfig, context: Context) -> Result:
+    """Read every row. Lists the bad ones; exit 7 when there are any, 3 when a file cannot be read at all."""
+    from minigpt.core.data.reader import size_of
+    from minigpt.core.data.schema import reasons
+
+    inputs = wanted_files(cfg.files, "data check")
+    surveys: list[Survey] = []
+    findings: list[dict[str, Any]] = []
+    total, before = sum(size_of(i.path) for i in inputs), 0
+    with context.report.progress(total, label="check") as bar:
+        for source in inputs:
+            surveys.append(Survey(source.name))
+            for _, outcome in survey(source, cfg.files, surveys[-1], bar, before):
+                if isinstance(outcome, Finding) and (not cfg.limit or len(findings) < cfg.limit):
+                    context.report.out(str(outcome))
+                    findings.append({"where": outcome.where, "reason": outcome.fault.reason, "fix": outcome.fault.fix})
+            before += size_of(source.path)
+    for one in surveys:
+        context.report.note("file", describe(one))
+    counts = sum((one.bad for one in surveys), Counter[str]())
+    rows = sum(one.rows for one in surveys)
+    facts = {"rows": rows, "files": [one.facts() for one in surveys], "findings": findings}
+    if not rows:
+        raise DataError("there is not one row in the data", fix="name other files")
+    if counts:
+        hidden = sum(counts.values()) - len(findings)
+        more = f"{hidden:,} more are not listed: --limit 0 lists all. " if hidden else ""
+        raise CheckFailed(
+            f"{sum(counts.values()):,} of {rows:,} rows are bad: {reasons(counts)}",
+            fix=f"{more}{findings[0]['fix']}, or train with --max-bad to skip and count such rows",
+            data=facts,
+        )
+    return Result(f"{rows:,} rows, all good", facts)
+
+
+def describe(found: Survey) -> str:
+    """`a.jsonl: 12 rows to fine-tune on (Alpaca)`."""
+    use = {"text": "to pretrain on", "chat": "to fine-tune on"}[found.kind]
+    shapes = ", ".join(f"{name} {n:,}" if len(found.shapes) > 1 else name for name, n in found.shapes.most_common())
+    bad = f", {sum(found.bad.values()):,} bad" if found.bad else ""
+    return f"{found.name}: {found.rows:,} rows {use} ({shapes or 'no good row'}){bad}"
+
+
+# ---------------------------------------------------------------------------------------------- preview
+
+
+def preview(cfg: PreviewConfig, context: Context) -> Result:
+    """Shape, rows and tokens of each file, and samples as the model will see them: what it learns stands in ⟦ ⟧."""
+    inputs = wanted_files(cfg.files, "data preview")
+    tokenizer = None
+    if cfg.tokenizer:
+        from minigpt.core.data.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.load(cfg.tokenizer)
+    shown = [Preview(cfg, context, source, tokenizer).run() for source in inputs]
+    return Result(data={"files": shown})
+
+
+@dataclass
+class Preview:
+    """The preview of one file."""
+
+    cfg: PreviewConfig
+    context: Context
+    source: Input
+    tokenizer: Tokenizer | None
+
+    def run(self) -> dict[str, Any]:
+        from minigpt.core.data.reader import size_of
+
+        found = Survey(self.source.name)
+        good: list[tuple[Row, Record]] = []
+        bad: list[Finding] = []
+        with self.context.report.progress(size_of(self.source.path), label="read") as bar:
+            for row, outcome in survey(self.source, self.cfg.files, found, bar):
+                if isinstance(outcome, Finding):
+                    bad.append(outcome) if len(bad) < 3 else None
+                elif len(good) < SAMPLE:
+                    good.append((row, outcome))
+        report = self.context.report
+        report.out(describe(found))
+        for finding in bad:
+            report.warn(str(finding), fix=f"minigpt data check {self.source.name}")
+        if not good:
+            raise DataError(
+                f"{self.source.name} has no row that can be used", fix=f"minigpt data check {self.source.name}"
+            )
+        tokenizer = self.tokenizer or self._own([record for _, record in good])
+        give_template(tokenizer, [record for _, record in good])
+        rendered = [as_tokens(tokenizer, record, found.kind) for _, record in good]
+        usable = found.rows - sum(found.bad.values())
+        per_row = sum(len(r.ids) for r in rendered) / len(rendered)
+        tokens = round(per_row * usable)
+        learnt = sum(sum(r.mask) for r in rendered) / sum(len(r.ids) for r in rendered)
+        exact = "" if usable == len(good) else "about "
+        longest = max(len(r.ids) for r in rendered)
+        report.out(
+            f"{exact}{tokens:,} tokens, {per_row:.0f} a row, the longest of {len(rendered):,} has {longest:,}; "
+            f"{learnt:.0%} are learnt; {self._whose(tokenizer)}"
+        )
+        for (row, _), one in zip(good[: self.cfg.rows], rendered, strict=False):
+            report.out(f"\n{row.where}: {len(one.ids):,} tokens, {sum(one.mask):,} learnt")
+            report.marked(cut(spans(tokenizer, one)))
+        samples = [
+            {
+                "where": row.where,
+                "ids": one.ids,
+                "learnt": one.mask,
+                "text": tokenizer.decode(one.ids, skip_special=False),
+            }
+            for (row, _), one in zip(good[: self.cfg.rows], rendered, strict=False)
+        ]
+        facts = {"tokens": tokens, "exact": not exact, "vocab_size": tokenizer.vocab_size, "samples": samples}
+        return found.facts() | facts
+
+    def _own(self, records: list[Record]) -> Tokenizer:
+        """A tokenizer of the size that pretraining would choose, trained on the rows that were read."""
+        from minigpt.core.data.formats import texts
+        from minigpt.core.data.reader import text_size
+        from minigpt.core.data.tokenizer import Tokenizer, suggested_vocab
+
+        words = (text for record in records for text in texts(record) if text)
+        return Tokenizer.train(words, suggested_vocab(text_size(self.source.path)))
+
+    def _whose(self, tokenizer: Tokenizer) -> str:
+        name = self.cfg.tokenizer or f"trained on up to {SAMPLE:,} rows of it"
+        return f"{tokenizer.vocab_size:,} tokens in the vocabulary ({name})"
+
+
+def give_template(tokenizer: Tokenizer, records: list[Record]) -> None:
+    """A tokenizer without a chat template gets ours, with think blocks when a record has reasoning."""
+    from minigpt.core.data.chat import template
+    from minigpt.core.data.schema import Conversation
+
+    if tokenizer.chat_template is None:
+        talks = [record for record in records if isinstance(record, Conversation)]
+        tokenizer.chat_template = template(any(m.get("reasoning_content") for talk in talks for m in talk.messages))
+
+
+def as_tokens(tokenizer: Tokenizer, record: Record, kind: str) -> Rendered:
+    """A record's ids and what of them is learnt, as a store of this kind holds them."""
+    from minigpt.core.data.chat import Rendered, render
+    from minigpt.core.data.schema import Document
+
+    if isinstance(record, Document):
+        ids = [tokenizer.document_id, *tokenizer.encode(record.text), tokenizer.document_id]
+        return Rendered(ids, [False] + [True] * (len(ids) - 1))
+    ids, mask = render(tokenizer, record.messages, record.tools or None)
+    return Rendered(ids, mask if kind == "chat" else [False] + [True] * (len(ids) - 1))
+
+
+def spans(tokenizer: Tokenizer, rendered: Rendered) -> list[tuple[str, bool]]:
+    """Text in stretches that are learnt or not. Stretches are decoded whole, so that no character is halved."""
+    return [
+        (tokenizer.decode([id for id, _ in stretch], skip_special=False), learnt)
+        for learnt, stretch in itertools.groupby(
+            zip(rendered.ids, rendered.mask, strict=True), key=lambda pair: pair[1]
+        )
+    ]
+
+
+def cut(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """The parts, shortened in their middles so that what is learnt stays in sight, and SHOWN characters in all."""
+    kept: list[tuple[str, bool]] = []
+    left = SHOWN
+    for text, learnt in parts:
+        if left <= 0:
+            return [*kept, (" …", False)]
+        if len(text) > MIDDLE:
+            text = f"{text[: MIDDLE * 2 // 3]} … {text[-MIDDLE // 3 :]}"
+        kept.append((text, learnt))
+        left -= len(text)
+    text, learnt = kept[-1]
+    return [*kept[:-1], (text.rstrip("\n"), learnt)]
+
+
+VERBS: dict[str, Verb] = {
+    "preview": Verb(
+        PreviewConfig,
+        preview,
+        "Show what a file holds and what a model would learn from it.",
+        (
+            "minigpt data preview chats.jsonl",
+            "minigpt data preview poems.jsonl -n 5 -t runs/poems",
+            "zcat big.jsonl.gz | head -1000 | minigpt data preview -",
+        ),
+    ),
+    "check": Verb(
+        CheckConfig,
+        check,
+        "Find every row that cannot be trained on.",
+        (
+            "minigpt data check chats.jsonl",
+            "minigpt data check data/ --limit 0 > bad-rows.txt",
+            "minigpt data check chats.jsonl --kind chat --json | jq .files",
+        ),
+    ),
+}

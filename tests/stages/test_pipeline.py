@@ -41,7 +41,7 @@ def pretrained(base):
 @pytest.fixture(scope="module")
 def tuned(base, pretrained):
     code, out, err = run_cli(
-        "sft", "-m", base / "pt", "-d", base / "alpaca.json", "--epochs", "25", "--lr", "4e-3", "-o", base / "sft", "--json",
+        "sft", "-m", base / "pt", "-d", base / "alpaca.json", "--epochs", "40", "--lr", "4e-3", "-o", base / "sft", "--json",
         "--sample-prompt", "Say fox", "--batch-tokens", "128",
     )  # fmt: skip
     assert code == 0, err
@@ -104,9 +104,13 @@ def test_json_result_of_training(base, tuned):
 
 def test_generate_reads_lines_and_jsonl_from_a_pipe_in_order(base, tuned):
     stdin = 'Say dog\n\n{"prompt": "Say fox"}\n{"messages": [{"role": "user", "content": "Say cat"}]}\n"Say dog"\n{ brace\n'
-    code, out, _ = run_cli("generate", "-m", base / "sft", "--temperature", "0", "--max-tokens", "8", stdin=stdin)
+    args = ["generate", "-m", base / "sft", "--temperature", "0", "--max-tokens", "8"]
+    code, out, _ = run_cli(*args, stdin=stdin)
     rows = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and [r["text"] for r in rows[:4]] == ["dog!", "fox!", "cat!", "dog!"]
+    words = ["dog", "fox", "cat", "dog"]
+    _, alone, _ = run_cli(*args, *(x for w in words for x in ("-p", f"Say {w}")))
+    expected = [json.loads(line)["text"] for line in alone.splitlines()]
+    assert code == 0 and [r["text"] for r in rows[:4]] == expected and expected[1:3] == ["fox!", "cat!"]
     assert rows[2]["messages"][0]["content"] == "Say cat" and rows[4]["prompt"] == "{ brace"
     code, _, err = run_cli("generate", "-m", base / "sft", stdin='{"question": "x"}\n')
     assert code == 3 and "stdin:1" in err
@@ -185,5 +189,6 @@ def test_python_api_does_the_same(base, pretrained):
     model = minigpt.load(heard["model"])
     assert model.decoder.config.num_hidden_layers == 1 and not model.is_chat
     assert isinstance(minigpt.Engine(model).complete("The"), str)
-    with pytest.raises(UsageError, match="did you mean"):
+    with pytest.raises(UsageError, match="unknown key `datta`") as e:
         minigpt.train("pretrain", datta=["x"])
+    assert e.value.fix == "did you mean `data`?"

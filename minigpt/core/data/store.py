@@ -80,7 +80,7 @@ class Store:
                 raise _damaged(file, f"{size:,} bytes", "none" if found is None else f"{found:,} bytes")
         try:
             saved = np.load(path / "docs.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, EOFError) as e:
             raise _damaged(path / "docs.npy", "an array of documents", str(e)) from None
         if saved.dtype != _SAVED or len(saved) != meta["documents"]:
             raise _damaged(path / "docs.npy", f"{meta['documents']:,} documents", f"{len(saved):,}")

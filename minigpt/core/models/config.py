@@ -62,10 +62,11 @@ class ModelConfig:
             value = getattr(self, f.name)
             if value is None and f.name == "head_dim":
                 continue
-            kind: tuple[type, ...] = (int, float) if f.name in ("initializer_range", "rms_norm_eps") else (int,)
-            if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
-                whole = "a positive number" if len(kind) > 1 else "a positive whole number"
-                raise UsageError(f"model.{f.name} must be {whole}", found=repr(value))
+            fraction = f.name in ("initializer_range", "rms_norm_eps")
+            if isinstance(value, bool) or not isinstance(value, (int, float) if fraction else int) or value <= 0:
+                raise UsageError(
+                    f"model.{f.name} must be a positive {'number' if fraction else 'whole number'}", found=repr(value)
+                )
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise UsageError(
@@ -134,7 +135,7 @@ class ModelConfig:
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
     ) -> dict[str, Any]:
-        """The `config.json` dictionary, which transformers 4.57 and 5.x read alike: both spellings of RoPE and dtype."""
+        """The `config.json` dictionary; both spellings of RoPE and dtype let transformers 4.57 and 5 read it alike."""
         scaling = {k: v for k, v in self.rope_parameters.items() if k != "rope_theta"}
         return {
             "architectures": [self.architecture],
@@ -176,9 +177,8 @@ def normalise_rope(rope: Mapping[str, Any], max_position_embeddings: int) -> dic
             del result[key]
             continue
         near = difflib.get_close_matches(key, (*needed, *optional), n=1)
-        raise UsageError(
-            f"rope_type {kind} has no key `{key}`", found=str(dict(rope)), fix=f"did you mean `{near[0]}`?" if near else None
-        )
+        hint = f"did you mean `{near[0]}`?" if near else None
+        raise UsageError(f"rope_type {kind} has no key `{key}`", found=str(dict(rope)), fix=hint)
     for key in ("rope_theta", *needed):
         if isinstance(result[key], bool) or not isinstance(result[key], (int, float)) or not result[key] > 0:
             raise UsageError(f"`{key}` of rope_parameters must be a positive number", found=repr(result[key]))

@@ -6,7 +6,7 @@ Shapes: B rows · T tokens · C hidden_size · V vocab_size.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,17 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class Stack(nn.Module):
+    """What Hugging Face calls `model`: everything but the head."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        make_block = architecture(config.model_type).make_block
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(make_block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
 class Decoder(nn.Module):
     """A causal language model of any registered architecture."""
 
@@ -60,11 +71,7 @@ class Decoder(nn.Module):
         self.config = config
         self.attention_path: str | None = None  # `documents` or `sdpa` forces one; SeqInfo chooses otherwise
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_size)
-        make_block = architecture(config.model_type).make_block
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.model.layers = nn.ModuleList(make_block(config, i) for i in range(config.num_hidden_layers))
-        self.model.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.model = Stack(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.reset_parameters()
@@ -129,7 +136,7 @@ class Decoder(nn.Module):
 
     def cache_specs(self) -> list[KV]:
         """What each layer wants to remember, in order."""
-        return [block.self_attn.cache_spec() for block in self.model.layers]
+        return [cast(Block, block).self_attn.cache_spec() for block in self.model.layers]
 
     def num_parameters(self) -> int:
         """Trainable numbers; a tied embedding counts once."""
@@ -138,8 +145,8 @@ class Decoder(nn.Module):
     def flops_per_token(self, context: float) -> float:
         """Floating-point operations of forward and backward for one token (a multiply-add is two).
 
-        6 for each weight of a matrix that multiplies (blocks and head, not the embedding's lookup), plus attention:
-        queries see context / 2 keys on average, so scores and values take 2 * H * D * context a layer, three times over.
+        6 for each weight of a matrix that multiplies (blocks and head, not the embedding's lookup), plus attention: a
+        query sees context / 2 keys on average, so scores and values take 2 * H * D * context a layer, three times over.
 
         context: mean length of a document as seen by attention.
         """

@@ -1,4 +1,4 @@
-"""Llama (Touvron et al., 2023, arXiv:2302.13971; grouped queries from arXiv:2307.09288). transformers: LlamaForCausalLM.
+"""Llama (Touvron et al., 2023, arXiv:2302.13971; grouped queries arXiv:2307.09288). transformers: LlamaForCausalLM.
 
 Pre-norm blocks: x + attention(norm(x)), then x + SwiGLU(norm(x)). Weights carry Hugging Face's names and layouts, so
 nothing is renamed on import or export.

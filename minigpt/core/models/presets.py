@@ -11,7 +11,6 @@ from typing import Any
 from minigpt.core.errors import UsageError
 
 
-
 def _ours(hidden: int, layers: int, heads: int, ffn: int, max_len: int) -> dict[str, Any]:
     return {
         "model_type": "llama",

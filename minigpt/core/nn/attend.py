@@ -1,6 +1,6 @@
 """The one door to attention kernels.
 
-Shapes: B rows · T queries · S keys · H query heads · K key/value heads · G = H / K · D head_dim · N documents · L length.
+Shapes: B rows · T queries · S keys · H query heads · K key/value heads · G = H / K · D head_dim · N documents.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _DocumentAttention(torch.autograd.Function):
         return out.index_select(0, plan.scatter_q)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         plan: HeadPlan = ctx.plan
         grad = grad.index_select(0, plan.gather_q)
@@ -81,14 +81,14 @@ class _DocumentAttention(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for piece, weights in zip(reversed(plan.pieces), reversed(kept), strict=True):
             x, dx = _Views(piece, q, k, v, grad), _Views(piece, dq, dk, dv, grad)
-            sum_up = float(piece.begin + piece.queries < piece.length)  # a document's last queries see all keys: they write
+            last = piece.begin + piece.queries == piece.length  # these queries see all keys, so they write; others add
             for rows, (dp, ds) in x.tiles():
                 p, g = weights[rows], x.out[rows]
                 torch.bmm(g, x.v[rows].transpose(1, 2), out=dp)
                 torch._softmax_backward_data(dp, p, -1, dp.dtype, grad_input=ds)
                 dx.q[rows].baddbmm_(ds, x.k[rows], beta=0, alpha=x.scale)
-                dx.k[rows].baddbmm_(ds.transpose(1, 2), x.q[rows], beta=sum_up, alpha=x.scale)
-                dx.v[rows].baddbmm_(p.transpose(1, 2), g, beta=sum_up)
+                dx.k[rows].baddbmm_(ds.transpose(1, 2), x.q[rows], beta=float(not last), alpha=x.scale)
+                dx.v[rows].baddbmm_(p.transpose(1, 2), g, beta=float(not last))
         dq, dk, dv = dq.index_select(0, plan.scatter_q), *(d.index_select(0, plan.scatter_kv) for d in (dk, dv))
         return dq, dk, dv, None, None
 
@@ -126,7 +126,7 @@ class _Views:
 
 
 def _cached(q: Tensor, k: Tensor, v: Tensor, position_ids: Tensor) -> Tensor:
-    """Key j is visible to a query at position p when j <= p. Plain products: a row does not depend on its neighbours."""
+    """Key j is visible to a query at position p when j <= p. Plain products: no row depends on its neighbours."""
     rows, heads, length, dim = q.shape
     kv, keys = k.shape[1], k.shape[2]
     hidden = torch.arange(keys, device=q.device) > position_ids[:, None, None, :, None]  # (B, 1, 1, T, S)

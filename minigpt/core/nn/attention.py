@@ -16,9 +16,7 @@ from minigpt.core.nn.seqinfo import SeqInfo
 class Attention(nn.Module):
     """One attention mixer. Names and layout are Hugging Face's, so weights need no renaming."""
 
-    def __init__(
-        self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, *, qk_norm_eps: float | None = None
-    ):
+    def __init__(self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, *, qk_norm_eps: float | None = None):
         """qk_norm_eps: epsilon of the per-head norm of queries and keys; None = no such norm."""
         super().__init__()
         self.head_dim = head_dim

@@ -23,7 +23,7 @@ class LayerCache(Protocol):
     """One layer's past, whatever its layout: slots, pages, ..."""
 
     def update(self, k: Tensor, v: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, K, T, D) at position_ids (B, T). Returns keys and values (B, K, S, D), position j at index j."""
+        """Store k, v (B, K, T, D) at position_ids (B, T). Returns keys, values (B, K, S, D), position j at index j."""
         ...
 
 

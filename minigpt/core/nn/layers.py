@@ -44,7 +44,7 @@ class _RMSNorm(torch.autograd.Function):
         return y.mul_(weight).view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors  # scale: 1 / rms, (M, 1) float32
         g = grad.reshape(x.shape)
         # Layer norm's backward with mean 0 subtracts mean(g w) / rms from each row besides; that is added back.

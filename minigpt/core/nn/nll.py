@@ -58,7 +58,7 @@ class _ChunkedNLL(torch.autograd.Function):
         return nll, spread
 
     @staticmethod
-    def backward(ctx: Any, grad_nll: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_nll: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, labels, nll, spread = ctx.saved_tensors
         if spread.numel():
             return _backward_with_entropy(ctx, grad_nll, grad_entropy)

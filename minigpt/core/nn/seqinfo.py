@@ -48,7 +48,8 @@ class Piece:
 class HeadPlan:
     """A document plan for single heads: row (b * T + t) * H + h is head h of token (b, t).
 
-    gather_q, gather_kv: the row in each slot, row 0 in a padded one. scatter_q, scatter_kv: the slot of each row. holes: padded query slots.
+    gather_q, gather_kv: the row in each slot, row 0 in a padded one. scatter_q, scatter_kv: the slot of each row.
+    holes: padded query slots.
     """
 
     gather_q: Tensor
@@ -93,8 +94,18 @@ class DocumentPlan:
                 queries.append(block.ravel())
                 q_start += block.size
         q, kv = np.concatenate(queries), np.concatenate(keys)
-        arrays = (np.maximum(q, 0), _inverse(q), np.flatnonzero(q < 0), np.maximum(kv, 0), _inverse(kv))
-        return HeadPlan(*(torch.from_numpy(a).to(self.device) for a in arrays), tuple(pieces))
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(self.device)
+
+        return HeadPlan(
+            gather_q=tensor(np.maximum(q, 0)),
+            scatter_q=tensor(_inverse(q)),
+            holes=tensor(np.flatnonzero(q < 0)),
+            gather_kv=tensor(np.maximum(kv, 0)),
+            scatter_kv=tensor(_inverse(kv)),
+            pieces=tuple(pieces),
+        )
 
 
 def _heads(token: np.ndarray, width: int) -> np.ndarray:
@@ -126,7 +137,8 @@ def plan_documents(starts: np.ndarray, lengths: np.ndarray, device: torch.device
     begin = slots = 0
     for end, size in _cuts(lengths):
         within = np.arange(size)
-        tokens.append(np.where(within < lengths[begin:end, None], starts[begin:end, None] + within, -1).ravel())  # N * L
+        inside = within < lengths[begin:end, None]  # (N, L)
+        tokens.append(np.where(inside, starts[begin:end, None] + within, -1).ravel())
         buckets.append(Bucket(slots, end - begin, size))
         slots += (end - begin) * size
         begin = end
@@ -177,7 +189,8 @@ class SeqInfo:
             path = "documents" if position_ids.device.type == "cpu" and lengths.max() <= LONGEST else "sdpa"
         if path == "documents":
             return cls(position_ids, cos, sin, documents=plan_documents(starts, lengths, position_ids.device))
-        return cls(position_ids, cos, sin, mask=block_diagonal(position_ids) if len(starts) > len(position_ids) else None)
+        whole_rows = len(starts) == len(position_ids)
+        return cls(position_ids, cos, sin, mask=None if whole_rows else block_diagonal(position_ids))
 
     @classmethod
     def continued(cls, position_ids: Tensor, rope: RotaryEmbedding, dtype: torch.dtype) -> SeqInfo:

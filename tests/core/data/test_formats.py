@@ -257,7 +257,10 @@ BAD = {
         {"messages": [U, {"role": "assistant", "content": "", "tool_calls": "[{"}]},
         "invalid JSON in a tool call",
     ),
-    "tool call without a name": ({"messages": [U, {**A, "tool_calls": [{"arguments": {}}]}]}, "a tool call without a name"),
+    "tool call without a name": (
+        {"messages": [U, {**A, "tool_calls": [{"arguments": {}}]}]},
+        "a tool call without a name",
+    ),
     "tool call a string": ({"messages": [U, {**A, "tool_calls": ["x"]}]}, "a tool call without a name"),
     "arguments a list": (
         {"messages": [U, {**A, "tool_calls": [{"name": "f", "arguments": "[1]"}]}]},
@@ -309,9 +312,34 @@ def anything(words):
 
 
 WORDS = [
-    *("messages", "conversations", "role", "content", "from", "value", "user", "assistant", "gpt", "human", "tool", "system"),
+    *(
+        "messages",
+        "conversations",
+        "role",
+        "content",
+        "from",
+        "value",
+        "user",
+        "assistant",
+        "gpt",
+        "human",
+        "tool",
+        "system",
+    ),
     *("tools", "tool_calls", "function", "name", "arguments", "type", "text", "reasoning", "tool_call", "instruction"),
-    *("input", "output", "history", "prompt", "completion", "response", "question", "answer", "reasoning_content", "{}", "[]"),
+    *(
+        "input",
+        "output",
+        "history",
+        "prompt",
+        "completion",
+        "response",
+        "question",
+        "answer",
+        "reasoning_content",
+        "{}",
+        "[]",
+    ),
     *("function_call", "[1]", '{"name": "f", "arguments": 1}', "<think>", "</think>", "data", "functions", "thinking"),
 ]
 
@@ -454,7 +482,10 @@ def test_corpora_are_read_whole(name):
 
 def test_tool_corpora_keep_calls_results_and_tools():
     """As counted in the files themselves."""
-    for name, calls, results in (("glaive_toolcall_en_demo.json", 211, 211), ("glaive_toolcall_zh_demo.json", 216, 218)):
+    for name, calls, results in (
+        ("glaive_toolcall_en_demo.json", 211, 211),
+        ("glaive_toolcall_zh_demo.json", 216, 218),
+    ):
         rows = json.loads(Path(real(name)).read_text(encoding="utf-8"))
         found = [normalise(row) for row in rows]
         messages = [m for c in found for m in c.messages]

@@ -13,7 +13,7 @@ import pytest
 from minigpt.core.data import jsonstream, reader
 from minigpt.core.errors import DataError, MissingError, UsageError
 
-ROWS = [{"text": "first"}, {"text": "zwei\nlines {[ \" \\ ]}"}, {"text": "三 😀"}]
+ROWS = [{"text": "first"}, {"text": 'zwei\nlines {[ " \\ ]}'}, {"text": "三 😀"}]
 LINES = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ROWS)
 
 

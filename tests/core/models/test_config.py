@@ -49,7 +49,7 @@ def test_unsupported_maths_is_refused_by_name(arch, key, value):
 def test_harmless_keys_are_ignored():
     """Keys without influence on inference, and refused keys at their neutral value, load."""
     raw = {"attention_bias": False, "use_cache": False, "attention_dropout": 0.1, "_name": "x", "sliding_window": 4096}
-    architecture("qwen3").Config.from_hf({**raw, "layer_types": ["full_attention"], "head_dim": None, "hidden_size": 64})
+    architecture("qwen3").Config.from_hf({**raw, "layer_types": ["full_attention"], "hidden_size": 64})
 
 
 @pytest.mark.parametrize(

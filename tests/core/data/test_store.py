@@ -1,0 +1,470 @@
+"""Stores: every token where it should be, made once, and held-out documents that stay held out."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt.core.data import chat, store
+from minigpt.core.data.store import Store, build, held_out
+from minigpt.core.data.tokenizer import Tokenizer
+from minigpt.core.errors import DataError, UsageError
+from minigpt.core.report import Progress, Report
+
+REAL = Path(os.environ.get("MINIGPT_TEST_DATA") or Path(__file__).parents[3].parent / "shared" / "data")
+TEXTS = [f"Document {i}: " + "the quick brown fox, 春風 " * (i % 7 + 1) for i in range(300)]
+CHATS = [
+    {"instruction": f"Say {i}.", "input": "", "output": f"{i}!" * (i % 3 + 1)} for i in range(50)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base():
+    """A tokenizer without a chat template."""
+    return Tokenizer.train(TEXTS, 330)
+
+
+@pytest.fixture(scope="module")
+def talker(base):
+    """The same with our template."""
+    tokenizer = Tokenizer(json.dumps(base._json), base.config)
+    tokenizer.chat_template = chat.template()
+    return tokenizer
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def write(name, rows):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return name
+
+
+def write_texts(name, texts):
+    return write(name, [{"text": t} for t in texts])
+
+
+def whole(made, doc):
+    return made.piece(doc, 0, int(made.docs["length"][doc]))
+
+
+@pytest.fixture
+def no_tokenising(monkeypatch):
+    """From here on any tokenising is an error."""
+
+    def arm():
+        def refuse(*_):
+            raise AssertionError("tokenised again")
+
+        monkeypatch.setattr(Tokenizer, "encode_batch", refuse)
+        monkeypatch.setattr(store, "sha256", refuse)
+
+    return arm
+
+
+# ------------------------------------------------------------------------------------------------ contents
+
+
+def test_a_text_store_holds_every_token_framed_and_learnt(cache, base):
+    made = build([write_texts("a.jsonl", TEXTS)], base)
+    assert len(made.docs) == len(TEXTS)
+    for doc, text in enumerate(TEXTS):
+        tokens, trained = whole(made, doc)
+        assert tokens.tolist() == [base.document_id, *base.encode(text), base.document_id]
+        assert trained.all() and tokens.dtype == np.int64
+    assert (made.docs["supervised"] == made.docs["length"] - 1).all()
+    assert made.docs["bytes"].tolist() == [len(t.encode()) for t in TEXTS]
+    assert made.positions(np.array([3, 5])).tolist() == [len(base.encode(TEXTS[d])) + 1 for d in (3, 5)]
+    tokens, trained = made.piece(7, 2, 4)
+    assert tokens.tolist() == whole(made, 7)[0][2:6].tolist() and len(trained) == 4
+
+
+def test_a_chat_store_holds_what_the_template_renders(cache, talker):
+    made = build([write("a.jsonl", CHATS)], talker, kind="chat")
+    for doc, row in enumerate(CHATS):
+        messages = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
+        rendered = chat.render(talker, messages)
+        tokens, trained = whole(made, doc)
+        assert tokens.tolist() == rendered.ids and trained.tolist() == rendered.mask
+        assert made.docs["supervised"][doc] == sum(rendered.mask)
+        assert made.docs["bytes"][doc] == len(row["output"].encode())
+    assert made.meta["shapes"] == {"Alpaca": 50}
+
+
+def test_the_account_is_exact(cache, base):
+    """meta counts rows, documents, tokens, characters and sources as they are in the files."""
+    write_texts("a.jsonl", TEXTS[:100])
+    Path("b.txt").write_text("one\ntwo\n", encoding="utf-8")
+    made = build(["a.jsonl:0.5", "b.txt"], base)
+    texts = [*TEXTS[:100], "one", "two"]
+    tokens = sum(len(base.encode(t)) + 2 for t in texts)
+    expected = {
+        "kind": "text",
+        "rows": 102,
+        "documents": 102,
+        "tokens": tokens,
+        "supervised": tokens - 102,
+        "characters": sum(map(len, texts)),
+        "bad": {},
+        "unsupervised": 0,
+        "shapes": {"text": 100, "plain text": 2},
+        "tokenizer": base.fingerprint,
+    }
+    assert {k: made.meta[k] for k in expected} == expected
+    assert made.meta["sources"] == [
+        {"path": name, "sha256": hashlib.sha256(Path(name).read_bytes()).hexdigest(), "rows": n, "weight": w}
+        for name, n, w in (("a.jsonl", 100, 0.5), ("b.txt", 2, 1.0))
+    ]
+    assert made.weights == {0: 0.5, 1: 1.0} and made.notes == []
+    assert np.bincount(made.docs["source"]).tolist() == [100, 2]
+
+
+def test_batches_do_not_show(cache, base, monkeypatch):
+    """Documents that are tokenised in small groups give the same store."""
+    write_texts("a.jsonl", TEXTS)
+    one = build(["a.jsonl"], base, out=Path("one"))
+    monkeypatch.setattr(store, "BATCH_DOCUMENTS", 7)
+    two = build(["a.jsonl"], base, out=Path("two"))
+    monkeypatch.setattr(store, "BATCH_BYTES", 100)
+    three = build(["a.jsonl"], base, out=Path("three"))
+    for name in ("tokens.bin", "mask.bin", "docs.npy", "meta.json"):
+        assert len({(s.path / name).read_bytes() for s in (one, two, three)}) == 1
+
+
+def test_a_large_vocabulary_is_stored_in_four_bytes(cache, base, monkeypatch):
+    write_texts("a.jsonl", TEXTS[:5])
+    assert (build(["a.jsonl"], base).path / "tokens.bin").stat().st_size == 2 * build(["a.jsonl"], base).meta["tokens"]
+    monkeypatch.setattr(Tokenizer, "vocab_size", property(lambda self: 65_537))
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda self, texts: [[65_536, 1] for _ in texts])
+    made = build(["a.jsonl"], base, out=Path("wide"))
+    assert whole(made, 0)[0].tolist() == [base.document_id, 65_536, 1, base.document_id]
+    assert (made.path / "tokens.bin").stat().st_size == 4 * made.meta["tokens"]
+
+
+def test_ids_beyond_the_vocabulary_are_noticed(cache, base, monkeypatch):
+    write_texts("a.jsonl", TEXTS[:5])
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda self, texts: [[65_536] for _ in texts])
+    with pytest.raises(DataError, match="beyond its own vocabulary"):
+        build(["a.jsonl"], base)
+
+
+# ------------------------------------------------------------------------------------------------ kinds
+
+
+def test_conversations_are_text_for_a_tokenizer_with_a_template(cache, talker):
+    """kind text: rendered, every token learnt, and mixed with documents in the order of the file."""
+    write("a.jsonl", [{"text": "plain"}, CHATS[0], {"text": "more"}])
+    made = build(["a.jsonl"], talker)
+    messages = [{"role": "user", "content": "Say 0."}, {"role": "assistant", "content": "0!"}]
+    tokens, trained = whole(made, 1)
+    assert tokens.tolist() == chat.render(talker, messages).ids and trained.all()
+    assert whole(made, 2)[0].tolist() == [talker.document_id, *talker.encode("more"), talker.document_id]
+
+
+def test_conversations_need_a_template(cache, base):
+    write("a.jsonl", [{"text": "plain"}, CHATS[0]])
+    with pytest.raises(DataError, match=r"a\.jsonl:2 has a conversation") as caught:
+        build(["a.jsonl"], base)
+    assert "minigpt sft" in caught.value.fix
+
+
+def test_text_is_not_chat(cache, talker):
+    write("a.jsonl", [CHATS[0], {"text": "plain"}])
+    with pytest.raises(DataError, match=r"a\.jsonl:2 has text") as caught:
+        build(["a.jsonl"], talker, kind="chat")
+    assert "minigpt pretrain" in caught.value.fix
+
+
+# ------------------------------------------------------------------------------------------------ bad rows
+
+BAD_LINES = '{"text": "a"}\n{"text": null}\n{"text": \n{"text": "b"}\n{"text": ""}\n{"text": "c"}\n{"text": null}\n'
+
+
+def test_the_first_bad_row_stops_and_leaves_nothing_behind(cache, base):
+    Path("a.jsonl").write_text(BAD_LINES)
+    with pytest.raises(DataError) as caught:
+        build(["a.jsonl"], base)
+    assert caught.value.message == "a.jsonl:2 has null as text" and caught.value.found == '{"text": null}'
+    assert not [*(cache / "stores").glob("*")] and not [*(cache / "stores").glob(".*")]
+
+
+def test_skipped_rows_are_counted_by_reason(cache, base):
+    Path("a.jsonl").write_text(BAD_LINES)
+    for _ in range(2):  # made, then from the cache
+        made = build(["a.jsonl"], base, max_bad="4")
+        assert made.meta["bad"] == {"null as text": 2, "invalid JSON": 1, "an empty text": 1}
+        assert made.meta["rows"] == 7 and made.meta["documents"] == 3
+        assert made.notes == ["4 rows skipped: 2 with null as text, 1 with an empty text, 1 with invalid JSON"]
+
+
+@pytest.mark.parametrize("limit", ["0", "3", "50%"])
+def test_a_store_with_bad_rows_does_not_hide_them_from_a_stricter_run(cache, base, limit):
+    Path("a.jsonl").write_text(BAD_LINES)
+    build(["a.jsonl"], base, max_bad="4")
+    with pytest.raises(DataError, match=r"a\.jsonl:2"):
+        build(["a.jsonl"], base, max_bad=limit)
+
+
+def test_conversations_without_anything_to_learn_are_left_out_and_told(cache, talker, monkeypatch):
+    write("a.jsonl", CHATS)
+    true = store.render
+
+    def some(tokenizer, messages, tools):
+        found = true(tokenizer, messages, tools)
+        return found if "3" not in messages[0]["content"] else chat.Rendered(found.ids, [False] * len(found.ids))
+
+    monkeypatch.setattr(store, "render", some)
+    left = sum("3" in row["instruction"] for row in CHATS)
+    made = build(["a.jsonl"], talker, kind="chat")
+    assert made.meta["unsupervised"] == left and len(made.docs) == 50 - left
+    assert made.notes == [f"{left} conversations left out: nothing to learn in them"]
+    ends = made.docs["offset"] + made.docs["length"]
+    assert made.docs["offset"].tolist() == [0, *ends[:-1].tolist()] and ends[-1] == made.meta["tokens"]
+    monkeypatch.setattr(store, "render", lambda *a: chat.Rendered([1, 2], [False, False]))
+    with pytest.raises(DataError, match="anything to learn"):
+        build([write("b.jsonl", CHATS[:1])], talker, kind="chat")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.json"])
+def test_nothing_at_all_is_an_error(cache, base, name):
+    Path(name).write_text("\n\n")
+    with pytest.raises(DataError, match=f"{name}: there is nothing in it"):
+        build([name], base)
+
+
+# ------------------------------------------------------------------------------------------------ the cache
+
+
+def test_a_second_build_tokenises_and_hashes_nothing(cache, base, no_tokenising):
+    write_texts("a.jsonl", TEXTS)
+    first = build(["a.jsonl"], base)
+    no_tokenising()
+    again = build(["a.jsonl"], base)
+    assert again.path == first.path and (again.docs == first.docs).all() and again.fingerprint == first.fingerprint
+
+
+def test_a_copy_elsewhere_is_the_same_store(cache, base):
+    """Addressed by content: the path does not matter, and is told as it is today."""
+    first = build([write_texts("a.jsonl", TEXTS)], base)
+    shutil.copy("a.jsonl", "b.jsonl")
+    again = build(["b.jsonl:2"], base)
+    assert again.path == first.path
+    assert again.meta["sources"][0]["path"] == "b.jsonl" and again.weights == {0: 2.0}
+
+
+def test_every_change_that_matters_gives_another_store(cache, base, talker):
+    write_texts("a.jsonl", TEXTS)
+    Path("t.txt").write_text("one\ntwo\n\nthree\n")
+    other = Tokenizer.train(TEXTS, 320)
+    made = [
+        build(["a.jsonl"], base),
+        build(["a.jsonl"], other),
+        build(["t.txt"], base),
+        build(["t.txt"], base, split_docs="line"),
+        build(["a.jsonl", "t.txt"], base),
+        build(["t.txt", "a.jsonl"], base),
+        build([write("c.jsonl", CHATS)], talker),
+        build(["c.jsonl"], talker, kind="chat"),
+    ]
+    assert len({s.path for s in made}) == len(made) == len({s.fingerprint for s in made})
+
+
+def test_a_file_that_changed_is_read_again(cache, base):
+    """Same name, same size, other content: the time of change tells."""
+    write_texts("a.jsonl", ["one", "two"])
+    first = build(["a.jsonl"], base, val_share=0.0)
+    stat = os.stat("a.jsonl")
+    write_texts("a.jsonl", ["one", "owt"])
+    os.utime("a.jsonl", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+    again = build(["a.jsonl"], base, val_share=0.0)
+    assert again.path != first.path
+    assert whole(again, 1)[0].tolist() == [base.document_id, *base.encode("owt"), base.document_id]
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "mask.bin", "docs.npy", "meta.json"])
+@pytest.mark.parametrize("how", ["cut", "gone", "empty"])
+def test_a_damaged_store_is_named_when_opened_and_made_again_when_built(cache, base, name, how):
+    write_texts("a.jsonl", TEXTS[:20])
+    made = build(["a.jsonl"], base)
+    file, good = made.path / name, (made.path / name).read_bytes()
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(good[: len(good) - 3] if how == "cut" else b"")
+    with pytest.raises(DataError, match=name):
+        Store.load(made.path)
+    build(["a.jsonl"], base)
+    assert file.read_bytes() == good
+
+
+def test_progress_ends_at_the_size_of_the_sources(cache, base):
+    class Bar(Progress):
+        seen: list = []  # noqa: RUF012
+
+        def update(self, done, text="", *, line=False):
+            self.seen.append(done)
+
+    class Told(Report):
+        def progress(self, total, *, start=0, label=""):
+            Bar.seen.append(total)
+            return Bar()
+
+    write_texts("a.jsonl", TEXTS * 9)
+    Path("b.txt").write_text("one\ntwo\n")
+    build(["a.jsonl", "b.txt"], base, report=Told())
+    total, *steps = Bar.seen
+    assert total == sum(os.path.getsize(f) for f in ("a.jsonl", "b.txt")) == steps[-1]
+    assert steps == sorted(steps) and len(steps) >= 4
+
+
+# ------------------------------------------------------------------------------------------------ a store as data
+
+
+def test_a_packed_store_is_taken_as_data(cache, base, no_tokenising):
+    write_texts("a.jsonl", TEXTS)
+    made = build(["a.jsonl"], base, out=Path("packed"))
+    assert made.path == Path("packed")
+    no_tokenising()
+    given = build(["packed"], base, val_share=0.1)
+    assert (given.docs["hash"] == made.docs["hash"]).all() and given.meta["documents"] == 300
+    assert 10 < given.docs["val"].sum() < 60
+    assert build(["packed:0.5"], base).weights == {0: 0.5}
+    build(["a.jsonl"], base, out=Path("packed"))  # the same again: nothing to do
+
+
+def test_a_packed_text_store_does_not_mind_the_template(cache, base, talker):
+    """Running text is tokenised alike with and without one; rendered conversations are not."""
+    build([write_texts("a.jsonl", TEXTS[:9])], talker, out=Path("text"))
+    assert len(build(["text"], base).docs) == 9
+    build([write("c.jsonl", CHATS)], talker, out=Path("rendered"))
+    with pytest.raises(DataError, match="rendered was made with another tokenizer"):
+        build(["rendered"], base)
+
+
+def test_a_packed_store_must_fit(cache, base, talker):
+    write_texts("a.jsonl", TEXTS)
+    build(["a.jsonl"], base, out=Path("packed"))
+    with pytest.raises(DataError, match="packed was made with another tokenizer"):
+        build(["packed"], Tokenizer.train(TEXTS, 320))
+    with pytest.raises(DataError, match="packed is a text store") as caught:
+        build(["packed"], talker, kind="chat")
+    assert "minigpt pretrain" in caught.value.fix
+    with pytest.raises(UsageError, match="cannot be mixed"):
+        build(["packed", "a.jsonl"], base)
+
+
+def test_out_does_not_replace_what_is_no_store(cache, base):
+    write_texts("a.jsonl", TEXTS[:9])
+    write_texts("mine/a.jsonl", TEXTS[:9])
+    with pytest.raises(UsageError, match="--out mine exists"):
+        build(["a.jsonl"], base, out=Path("mine"))
+    assert os.listdir("mine") == ["a.jsonl"]
+    Path("new").mkdir()
+    build(["a.jsonl"], base, out=Path("new"))
+    assert len(build(["mine/a.jsonl", "a.jsonl"], base, out=Path("new")).docs) == 18  # a store makes room for another
+
+
+def test_a_foreign_version_is_refused(cache, base):
+    made = build([write_texts("a.jsonl", TEXTS[:9])], base, out=Path("packed"))
+    (made.path / "meta.json").write_text(json.dumps({**made.meta, "format": 99}))
+    with pytest.raises(DataError, match="not a token store of this version"):
+        build(["packed"], base)
+
+
+# ------------------------------------------------------------------------------------------------ held out
+
+
+def sides(made, texts):
+    """Text → whether it is held out."""
+    return dict(zip(texts, made.docs["val"].tolist(), strict=True))
+
+
+def test_held_out_documents_stay_held_out(cache, base):
+    """Whatever is added, removed or moved: a document's side depends on its content and the share alone."""
+    texts = sorted(set(TEXTS))
+    before = sides(build([write_texts("a.jsonl", texts)], base, val_share=0.2), texts)
+    assert 30 < sum(before.values()) < 90
+    backwards = [*texts[::-1], *(f"new {i}" for i in range(50))]
+    after = sides(build([write_texts("b.jsonl", backwards)], base, val_share=0.2), backwards)
+    assert {t: after[t] for t in texts} == before
+    fewer = texts[::3]
+    assert sides(build([write_texts("c.jsonl", fewer)], base, val_share=0.2), fewer) == {t: before[t] for t in fewer}
+    larger = sides(build(["a.jsonl"], base, val_share=0.4), texts)
+    assert all(larger[t] for t in texts if before[t])
+
+
+def test_conversations_are_held_out_by_what_is_said_not_by_the_tokenizer(cache, talker):
+    other = Tokenizer.train(TEXTS, 320)
+    other.chat_template = chat.template(True)
+    write("a.jsonl", CHATS)
+    one, two = (build(["a.jsonl"], t, kind="chat", val_share=0.3) for t in (talker, other))
+    assert one.docs["val"].any() and (one.docs["val"] == two.docs["val"]).all()
+
+
+def test_another_share_needs_no_new_store(cache, base, no_tokenising):
+    write_texts("a.jsonl", TEXTS)
+    first = build(["a.jsonl"], base, val_share=0.05)
+    no_tokenising()
+    again = build(["a.jsonl"], base, val_share=0.3)
+    assert again.path == first.path and again.docs["val"].sum() > first.docs["val"].sum()
+    assert again.fingerprint != first.fingerprint  # a resumed run would train on other documents
+
+
+def test_splits_are_a_partition(cache, base):
+    made = build([write_texts("a.jsonl", TEXTS)], base, val_share=0.2)
+    train, val, everything = (made.indices(s) for s in ("train", "val", "all"))
+    assert sorted([*train, *val]) == everything.tolist() == list(range(300))
+    assert made.docs["val"][val].all() and not made.docs["val"][train].any() and train.dtype == np.int64
+    assert len(build(["a.jsonl"], base, val_share=0.0).indices("val")) == 0
+
+
+@pytest.mark.parametrize(
+    ("documents", "low", "high"),
+    [(400, 8, 36), (10_000, 150, 250), (200_000, 850, 1150), (3, 1, 2), (2, 1, 1), (1, 0, 0), (0, 0, 0)],
+)
+def test_the_automatic_share(documents, low, high):
+    """200 documents, from 0.5 to 5 %, at least one on each side of two."""
+    hashes = np.random.default_rng(0).integers(0, 2**64, documents, dtype=np.uint64)
+    assert low <= held_out(hashes, None).sum() <= high
+
+
+def test_each_side_has_a_document():
+    low, high = np.array([5, 9, 7], dtype=np.uint64), np.array([2**64 - 9, 2**64 - 5], dtype=np.uint64)
+    assert held_out(low, 0.1).tolist() == [True, False, True]
+    assert held_out(high, 0.1).tolist() == [True, False]
+    assert not held_out(high, 0.0).any()
+
+
+# ------------------------------------------------------------------------------------------------ real data
+
+
+def test_a_real_corpus(cache, base):
+    """The tokens decode to the text: nothing is lost or added but white space between documents."""
+    file = REAL / "tinyshakespeare.txt"
+    if not file.is_file():
+        pytest.skip(f"{file} is not here")
+    made = build([str(file)], base)
+    tokens = np.concatenate([whole(made, d)[0] for d in range(len(made.docs))])
+    said = "".join(base.decode(tokens.tolist()).split())
+    assert said == "".join(file.read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("name", ["glaive_toolcall_zh_demo.json", "reason_tool_use_demo_50.jsonl", "identity.json"])
+def test_real_conversations(cache, talker, name):
+    file = REAL / name
+    if not file.is_file():
+        pytest.skip(f"{file} is not here")
+    made = build([str(file)], talker, kind="chat")
+    assert made.notes == [] and made.meta["unsupervised"] == 0
+    assert made.meta["rows"] == made.meta["documents"] == len(made.docs)
+    assert (made.docs["supervised"] > 0).all()
+    assert int(made.docs["supervised"].sum()) == made.meta["supervised"]

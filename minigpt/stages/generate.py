@@ -27,9 +27,7 @@ EXAMPLES = (
 
 @dataclass
 class Config:
-    model: str | None = opt(
-        None, "run, step or Hugging Face directory", short="-m", panel="Model", metavar="PATH"
-    )
+    model: str | None = opt(None, "run, step or Hugging Face directory", short="-m", panel="Model", metavar="PATH")
     prompt: list[str] = opt(
         [],
         "prompt; - reads lines or JSONL ({prompt} or {messages}) from stdin, which is also the default in a pipe",
@@ -105,7 +103,7 @@ def parse_line(line: str, number: int) -> dict[str, Any]:
 
 
 def arriving_lines(stream: IO[str], most: int) -> Iterator[list[str]]:
-    """Lines of a pipe in groups of up to `most`, as they arrive: the first is answered before a second is waited for."""
+    """Lines of a pipe in groups of up to `most`, as they arrive: the first is answered before a second is awaited."""
     try:
         handle = stream.fileno()
     except (OSError, ValueError):  # not a real file: text given to us in process

@@ -20,9 +20,9 @@ from minigpt.core.errors import DataError, MinigptError, Stopped, UsageError
 from minigpt.core.files import RunLock, new_dir, read_json, sha256
 from minigpt.core.report import Context, Result
 from minigpt.core.train import resume
+from minigpt.core.train.defaults import suggested_batch, suggested_lr, suggested_rows, warn_lr
 from minigpt.core.train.metrics import short
 from minigpt.core.train.run import Run, make, refuse_or_clear
-from minigpt.core.train.defaults import suggested_batch, suggested_lr, suggested_rows, warn_lr
 from minigpt.core.train.schedule import Schedule
 
 
@@ -193,9 +193,7 @@ class Session:
         if data.val_data:
             self.val_store, self.val_split = store.build(data.val_data, self.tokenizer, val_share=0.0, **options), "all"
         weighted = any(w != 1.0 for w in self.store.weights.values())
-        self.plan = plan_rows(
-            self.store, "train", data.max_len, mode=data.pack, long=data.long, by_source=weighted
-        )
+        self.plan = plan_rows(self.store, "train", data.max_len, mode=data.pack, long=data.long, by_source=weighted)
         self.rows_per_epoch = Order(self.plan.group, self.store.weights, cfg.device.seed).rows_per_epoch
         if not len(self.plan):
             raise DataError("there is nothing to train on", found=f"{len(self.store.docs):,} documents in the data")
@@ -239,7 +237,9 @@ class Session:
         overrides = assignments(cfg.common.set)
         if cfg.model and self.saved is None:
             if overrides:
-                raise UsageError("--set model.… shapes a new model, and --model brings its own shape", found=str(overrides))
+                raise UsageError(
+                    "--set model.… shapes a new model, and --model brings its own shape", found=str(overrides)
+                )
             self.model, _ = folder.load(cfg.model)
         elif self.saved is not None:
             config, _ = folder.read_config(self.saved.path)
@@ -249,10 +249,23 @@ class Session:
             self.model = Decoder(config)
         check_fit(self.model, self.tokenizer, cfg.model or self.path)
         self.model.to(self.runtime.device)
+        if cfg.train.compile:
+            self._compile()
         self.masters = Masters(self.model, self.runtime.dtype)
 
+    def _compile(self) -> None:
+        """Compile each block in place: alike blocks share the work, and no name in the state dict changes."""
+        if self.runtime.device.type != "cuda":
+            self.report.warn(f"--compile is for CUDA; on {self.runtime.device.type} the model runs as it is")
+            return
+        self.model.attention_path = "mask"  # the shapes of the other path change with every batch
+        for block in self.model.model.layers:
+            block.compile()
+
     def _length(self) -> None:
-        """Learning rate, batch and number of steps: what was not given is chosen here and recorded."""
+        """Learning rate, batch, number of steps and pace: what was not given is chosen here and recorded."""
+        from minigpt.core.train.trainer import Pace
+
         cfg, t = self.cfg, self.cfg.train
         size = self.model.num_parameters()
         rows, max_len = self.rows_per_epoch, cfg.data.max_len
@@ -279,6 +292,17 @@ class Session:
         self.schedule = Schedule(
             cfg.optim.lr, self.total, cfg.optim.schedule, cfg.optim.warmup, cfg.optim.decay, cfg.optim.min_lr
         )
+        cadence = max(1, self.total // 10)
+        self.pace = Pace(
+            total=self.total,
+            log=t.log_every,
+            eval=t.eval_every or cadence,
+            save=t.save_every or cadence,
+            keep=t.keep,
+            clip=cfg.optim.clip,
+            flat=self.schedule.decay_start if cfg.optim.schedule == "wsd" else None,
+            max_seconds=t.max_time,
+        )
 
     def _record(self) -> None:
         """The run's first lines on disk and on screen: from here on it can be resumed."""
@@ -297,9 +321,10 @@ class Session:
             "steps": self.total,
         }
         self.log.start(dump(cfg, self.origins), facts)
-        kind = f"{self.model.config.model_type}, {cfg.size}" if facts["size"] and not cfg.model else self.model.config.model_type
+        kind = self.model.config.model_type + (f", {cfg.size}" if facts["size"] and not cfg.model else "")
+        size = short(facts["parameters"])
         self.report.title(
-            f"minigpt {self.job.stage} · {short(facts['parameters'])} parameters ({kind}) · {self.runtime.name} · {self.path}"
+            f"minigpt {self.job.stage} · {size} parameters ({kind}) · {self.runtime.name} · {self.path}"
         )
         seen = self.epochs or self.rows_per_step * self.total / self.rows_per_epoch
         name = {"adamw": "AdamW", "muon": "Muon + AdamW"}[cfg.optim.optimizer]
@@ -308,6 +333,14 @@ class Session:
             "plan",
             f"{seen:.3g} epochs = {self.total:,} steps × {self.rows_per_step * cfg.data.max_len:,} tokens"
             f" · {name} lr {cfg.optim.lr:g}, {shape}",
+        )
+
+        schedule = self.schedule
+        self.report.detail(f"store  {self.store.path}")
+        self.report.detail(f"model  {json.dumps(self.model.config.to_hf())}")
+        self.report.detail(
+            f"pace   {self.micro_rows} of {self.rows_per_step} rows at once · warm-up {schedule.warmup_steps} steps"
+            f" · way down from step {schedule.decay_start} · eval every {self.pace.eval}, save every {self.pace.save}"
         )
 
     def _parent(self) -> dict[str, str] | None:
@@ -322,10 +355,10 @@ class Session:
         from minigpt.core.data.source import PackedSource
         from minigpt.core.train.losses import next_token
         from minigpt.core.train.optim import Optimizer
-        from minigpt.core.train.trainer import Hooks, Pace, Trainer
+        from minigpt.core.train.trainer import Hooks, Trainer
         from minigpt.stages.validation import Validation
 
-        cfg, t = self.cfg, self.cfg.train
+        cfg = self.cfg
         source = PackedSource(
             self.store,
             self.plan,
@@ -335,17 +368,6 @@ class Session:
             epochs=self.epochs,
             weights=self.store.weights,
             pad_id=self.tokenizer.pad_id,
-        )
-        cadence = max(1, self.total // 10)
-        pace = Pace(
-            total=self.total,
-            log=t.log_every,
-            eval=t.eval_every or cadence,
-            save=t.save_every or cadence,
-            keep=t.keep,
-            clip=cfg.optim.clip,
-            flat=self.schedule.decay_start if cfg.optim.schedule == "wsd" else None,
-            max_seconds=t.max_time,
         )
         validation = Validation(self)
         fingerprints = {
@@ -363,7 +385,7 @@ class Session:
             step=next_token,
             run=self.log,
             runtime=self.runtime,
-            pace=pace,
+            pace=self.pace,
             hooks=Hooks(
                 self._write_model,
                 validation.scores if validation.batches else None,
@@ -379,7 +401,7 @@ class Session:
         return self._finish(trainer, last)
 
     def _go_on(self, trainer: Any, fingerprints: dict[str, Any]) -> None:
-        """Load the checkpoint; a lengthened wsd run goes on from its last flat step, where the rate had not yet fallen."""
+        """Load the checkpoint. A lengthened wsd run goes on from its last flat step, before the rate fell."""
         from minigpt.core.train import checkpoint
 
         saved = self.saved
@@ -431,7 +453,9 @@ class Session:
         self.report.note("saved", f"{last}{mark} · loss.svg · metrics.jsonl")
         self.report.note("next", NEXT[self.job.stage].format(run=self.path))
         seconds = time.perf_counter() - self.started
-        return Result(str(last), {"run_dir": str(self.path), "model": str(last), "metrics": metrics, "seconds": seconds})
+        return Result(
+            str(last), {"run_dir": str(self.path), "model": str(last), "metrics": metrics, "seconds": seconds}
+        )
 
 
 def has_reasoning(specs: list[str]) -> bool:

@@ -56,7 +56,12 @@ class Validation:
         done = engine.generate([ids for _, ids in self.prompts], params)
         s.model.train()
         rows = [
-            {"prompt": self.prompts[c.prompt_index][0], "text": c.text, "tokens": len(c.ids), "finish_reason": c.finish_reason}
+            {
+                "prompt": self.prompts[c.prompt_index][0],
+                "text": c.text,
+                "tokens": len(c.ids),
+                "finish_reason": c.finish_reason,
+            }
             for c in done
         ]
         s.report.note("sample", f"{rows[0]['prompt']} → {rows[0]['text']}".replace("\n", " ⏎ ")[:160])

@@ -5,6 +5,7 @@ import random
 import signal
 
 import pytest
+
 from tests.stages.killing import SIGKILL, assert_same_run, rows, run, run_and_signal, run_until_file_step
 
 TINY = ["--set", "model.hidden_size=32", "--set", "model.num_hidden_layers=2", "--set", "model.intermediate_size=48",
@@ -37,7 +38,18 @@ def pretrain(home, out):
 
 
 def sft(home, out):
-    return ["sft", "-m", str(home / "pretrain"), "-d", str(home / "chat.jsonl"), *QA, "-o", str(out), "--resume", "auto"]
+    return [
+        "sft",
+        "-m",
+        str(home / "pretrain"),
+        "-d",
+        str(home / "chat.jsonl"),
+        *QA,
+        "-o",
+        str(out),
+        "--resume",
+        "auto",
+    ]
 
 
 STAGES = {"pretrain": pretrain, "sft": sft}

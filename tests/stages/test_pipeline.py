@@ -5,12 +5,12 @@ import random
 
 import pytest
 import torch
-from tests.conftest import run_cli
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minigpt
 from minigpt.core.data.batch import Batch
 from minigpt.core.errors import UsageError
+from tests.conftest import run_cli
 
 SMALL = ["--set", "model.hidden_size=48", "--set", "model.num_hidden_layers=2", "--set", "model.intermediate_size=64",
          "--set", "model.num_attention_heads=2", "--size", "1m", "--max-len", "64"]  # fmt: skip
@@ -22,8 +22,12 @@ def base(tmp_path_factory):
     rng = random.Random(0)
     with open(folder / "text.jsonl", "w") as f:
         for _ in range(400):
-            f.write(json.dumps({"text": f"The {rng.choice(['cat', 'dog', 'fox'])} has {rng.randint(0, 99)} 花."}) + "\n")
-    rows = [{"instruction": f"Say {w}", "input": "", "output": f"{w}!"} for w in ("cat", "dog", "fox") for _ in range(60)]
+            f.write(
+                json.dumps({"text": f"The {rng.choice(['cat', 'dog', 'fox'])} has {rng.randint(0, 99)} 花."}) + "\n"
+            )
+    rows = [
+        {"instruction": f"Say {w}", "input": "", "output": f"{w}!"} for w in ("cat", "dog", "fox") for _ in range(60)
+    ]
     (folder / "alpaca.json").write_text(json.dumps(rows))
     return folder
 
@@ -41,8 +45,8 @@ def pretrained(base):
 @pytest.fixture(scope="module")
 def tuned(base, pretrained):
     code, out, err = run_cli(
-        "sft", "-m", base / "pt", "-d", base / "alpaca.json", "--epochs", "40", "--lr", "4e-3", "-o", base / "sft", "--json",
-        "--sample-prompt", "Say fox", "--batch-tokens", "128",
+        "sft", "-m", base / "pt", "-d", base / "alpaca.json", "--epochs", "40", "--lr", "4e-3", "-o",
+        base / "sft", "--json", "--sample-prompt", "Say fox", "--batch-tokens", "128",
     )  # fmt: skip
     assert code == 0, err
     return json.loads(out), err
@@ -70,8 +74,8 @@ def test_run_directory_is_as_documented(base, pretrained):
     info = json.loads((run / "run.json").read_text())
     assert info["status"] == "done" and info["data"][0]["rows"] == 400 and info["versions"]["torch"]
     step = run / (run / "latest").read_text().strip()
-    assert {p.name for p in step.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json", "MANIFEST.json",
-                                                "tokenizer_config.json", "generation_config.json", "trainer"}  # fmt: skip
+    assert {p.name for p in step.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json",
+                                                "MANIFEST.json", "tokenizer_config.json", "generation_config.json", "trainer"}  # fmt: skip
     assert not (step / "chat_template.jinja").exists()
 
 
@@ -103,7 +107,9 @@ def test_json_result_of_training(base, tuned):
 
 
 def test_generate_reads_lines_and_jsonl_from_a_pipe_in_order(base, tuned):
-    stdin = 'Say dog\n\n{"prompt": "Say fox"}\n{"messages": [{"role": "user", "content": "Say cat"}]}\n"Say dog"\n{ brace\n'
+    stdin = (
+        'Say dog\n\n{"prompt": "Say fox"}\n{"messages": [{"role": "user", "content": "Say cat"}]}\n"Say dog"\n{ brace\n'
+    )
     args = ["generate", "-m", base / "sft", "--temperature", "0", "--max-tokens", "8"]
     code, out, _ = run_cli(*args, stdin=stdin)
     rows = [json.loads(line) for line in out.splitlines()]
@@ -119,11 +125,17 @@ def test_generate_reads_lines_and_jsonl_from_a_pipe_in_order(base, tuned):
 def test_generate_raw_continues_text_and_n_gives_samples(base, tuned):
     code, out, _ = run_cli("generate", "-m", base / "pt", "-p", "The", "--n", "3", "--max-tokens", "12", "--json")
     result = json.loads(out)
-    assert code == 0 and result["count"] == 3 and all(r["text"].startswith((" cat", " dog", " fox")) for r in result["completions"])
+    assert (
+        code == 0
+        and result["count"] == 3
+        and all(r["text"].startswith((" cat", " dog", " fox")) for r in result["completions"])
+    )
 
 
 def test_chat_holds_a_conversation_in_a_pipe(base, tuned):
-    code, out, err = run_cli("chat", "-m", base / "sft", "--temperature", "0", stdin="Say fox\n/reset\nSay cat\n/exit\nSay dog\n")
+    code, out, err = run_cli(
+        "chat", "-m", base / "sft", "--temperature", "0", stdin="Say fox\n/reset\nSay cat\n/exit\nSay dog\n"
+    )
     assert (code, out) == (0, "fox!\ncat!\n")
     code, out, err = run_cli("chat", "-m", base / "pt", "-p", "The", "--max-tokens", "3")
     assert code == 0 and "base model" in err
@@ -140,7 +152,7 @@ def test_eval_scores_text_and_answers(base, tuned):
 def test_eval_loss_equals_transformers(base, tuned):
     """Mean cross-entropy of one document, computed by transformers on the same ids."""
     (base / "one.txt").write_text("The fox has 12 花. The dog has 3 花.")
-    code, out, _ = run_cli("eval", "-m", base / "pt", "-d", base / "one.txt", "--dtype", "float32", "--json")
+    _code, out, _ = run_cli("eval", "-m", base / "pt", "-d", base / "one.txt", "--dtype", "float32", "--json")
     model = minigpt.load(base / "pt", device="cpu", dtype="float32")
     ids = torch.tensor([[0, *model.tokenizer.encode("The fox has 12 花. The dog has 3 花."), 0]])
     theirs = AutoModelForCausalLM.from_pretrained(model.path)(ids, labels=ids).loss.item()
@@ -156,9 +168,11 @@ def test_sft_needs_a_model_and_the_right_data(base, tuned):
 
 
 def test_saved_config_reruns_the_run(base, pretrained):
-    code, out, err = run_cli("pretrain", "-c", base / "pt" / "config.yaml", "-o", base / "again")
+    code, _out, err = run_cli("pretrain", "-c", base / "pt" / "config.yaml", "-o", base / "again")
     assert code == 0, err
-    first, second = ((base / r / (base / r / "latest").read_text().strip() / "model.safetensors") for r in ("pt", "again"))
+    first, second = (
+        (base / r / (base / r / "latest").read_text().strip() / "model.safetensors") for r in ("pt", "again")
+    )
     assert first.read_bytes() == second.read_bytes()
 
 

@@ -82,7 +82,7 @@ _BODY = """\
 
 
 def template(thinking: bool = False) -> str:
-    """Our ChatML template. thinking: every assistant turn has a think block, empty (and not learnt) without reasoning."""
+    """Our ChatML template. thinking: every assistant turn has a think block, empty and not learnt without reasoning."""
     return f"{{%- set thinking = {'true' if thinking else 'false'} -%}}\n{_BODY}"
 
 
@@ -90,7 +90,7 @@ Parts = list[tuple[str, bool, bool]]  # text, whether it is a marker, whether it
 
 
 class Rendered(NamedTuple):
-    """ids: the conversation. mask: per id, True where the model learns: the assistant's words and the end of its turn."""
+    """ids: the conversation. mask: True for each id that the model learns: the assistant's words, the end of its turn."""
 
     ids: list[int]
     mask: list[bool]
@@ -153,7 +153,9 @@ def _turn_end(tokenizer: Tokenizer) -> str:
 
 def _source(tokenizer: Tokenizer) -> str:
     if tokenizer.chat_template is None:
-        raise DataError("this tokenizer has no chat template: it is a base model's", fix="fine-tune it with minigpt sft")
+        raise DataError(
+            "this tokenizer has no chat template: it is a base model's", fix="fine-tune it with minigpt sft"
+        )
     return tokenizer.chat_template
 
 
@@ -186,7 +188,7 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012  (jinja's interface)
 
-    def parse(self, parser: Any) -> nodes.CallBlock:
+    def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
         return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
@@ -211,7 +213,9 @@ def _refuse(message: str) -> None:
 
 @lru_cache(maxsize=16)
 def _compile(source: str) -> _Compiled:
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

@@ -48,9 +48,7 @@ class Plan:
         return self.positions / (len(self) * self.max_len) if len(self) else 0.0
 
 
-def plan(
-    lengths: Ints, max_len: int, *, mode: str = "pack", long: str = "split", groups: Ints | None = None
-) -> Plan:
+def plan(lengths: Ints, max_len: int, *, mode: str = "pack", long: str = "split", groups: Ints | None = None) -> Plan:
     """Lay documents out in rows of at most `max_len` positions.
 
     lengths: (N,) positions of each document, tokens - 1; documents without any are left out.
@@ -77,7 +75,9 @@ def plan(
     notes = []
     if truncated:
         lost = int((lengths[over] - max_len).sum())
-        notes.append(f"{truncated:,} documents are longer than {max_len:,} tokens and were cut ({lost:,} tokens left out)")
+        notes.append(
+            f"{truncated:,} documents are longer than {max_len:,} tokens and were cut ({lost:,} tokens left out)"
+        )
     if dropped:
         notes.append(f"{dropped:,} documents are longer than {max_len:,} tokens and were left out")
     return Plan(
@@ -141,9 +141,7 @@ def _fill_rows(length: Ints, members: Ints, max_len: int, row: Ints, opened: int
     return opened
 
 
-def _refill(
-    row: Ints, waiting: Ints, rows: Ints, size: int, left: int, room: list[list[Ints]]
-) -> tuple[Ints, Ints]:
+def _refill(row: Ints, waiting: Ints, rows: Ints, size: int, left: int, room: list[list[Ints]]) -> tuple[Ints, Ints]:
     """Give each of `rows` as many more pieces of one size as it holds. Returns (rows used, pieces still waiting)."""
     each = left // size
     target = np.repeat(rows, each)[: len(waiting)]

@@ -110,7 +110,9 @@ class PackedSource:
         numbers = [mine[i] if i < len(mine) else None for i in range(max(count, 1))]
         self.row = stop
         return [
-            self.reader.batch([(k, None if k is None else self.order(k)) for k in numbers[i : i + self.micro_rows]], self.fixed)
+            self.reader.batch(
+                [(k, None if k is None else self.order(k)) for k in numbers[i : i + self.micro_rows]], self.fixed
+            )
             for i in range(0, len(numbers), self.micro_rows)
         ]
 
@@ -153,7 +155,10 @@ class RowReader:
                 at = end
             positions[i, at:] = np.arange(width - at)  # padding is a document of its own
         return Batch(
-            *(torch.from_numpy(a) for a in (ids, labels, positions, segments)),
+            torch.from_numpy(ids),
+            torch.from_numpy(labels),
+            torch.from_numpy(positions),
+            torch.from_numpy(segments),
             units=float((labels != IGNORED).sum()),
             rows=tuple(k for k, _ in wanted if k is not None),
         )

@@ -44,7 +44,8 @@ _TURN_ENDS = (TURN_END, "<|eot_id|>", "<end_of_turn>", "<|end|>")  # how other f
 class Tokenizer:
     """A tokenizer with its roles and chat template. Made by `train` or `load`.
 
-    raw: contents of tokenizer.json. config: of tokenizer_config.json. chat_template: jinja source, None for a base model.
+    raw: contents of tokenizer.json. config: of tokenizer_config.json.
+    chat_template: jinja source, None for a base model.
     extra_eos: further ids that end generation (from generation_config.json).
     """
 
@@ -108,7 +109,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """A tokenizer.json or a directory with one: a tokenizer's, a model's or a run's. DataError names what is missing."""
+        """A tokenizer.json, or a tokenizer's, a model's or a run's directory. DataError names what is missing."""
         folder = _folder(Path(path))
         file = folder / "tokenizer.json"
         config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
@@ -126,7 +127,7 @@ class Tokenizer:
             raise DataError(f"{file} is not a tokenizer", found=str(e)) from None
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and, with a template, chat_template.jinja; transformers opens it."""
+        """Write tokenizer.json, tokenizer_config.json and perhaps chat_template.jinja: transformers opens them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self._json, ensure_ascii=False, indent=1)
@@ -202,7 +203,9 @@ class Tokenizer:
         for found in (self.added.get(DOCUMENT), self.role("eos_token"), self.role("bos_token")):
             if found is not None:
                 return found
-        raise DataError("the tokenizer names no end-of-document token", fix=f"add {DOCUMENT} or eos_token to its config")
+        raise DataError(
+            "the tokenizer names no end-of-document token", fix=f"add {DOCUMENT} or eos_token to its config"
+        )
 
     @property
     def turn_end_id(self) -> int | None:

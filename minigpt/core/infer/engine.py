@@ -75,7 +75,9 @@ class _Request:
         return rest
 
     def completion(self) -> Completion:
-        return Completion(self.prompt_index, self.ids, "".join(self.text), self.finish_reason or "length", self.logprobs)
+        return Completion(
+            self.prompt_index, self.ids, "".join(self.text), self.finish_reason or "length", self.logprobs
+        )
 
 
 class Engine:

@@ -47,6 +47,6 @@ def check_fit(decoder: Decoder, tokenizer: Tokenizer, where: Path | str) -> None
     """A tokenizer with more tokens than the embedding has rows would index past its end."""
     if tokenizer.vocab_size > decoder.config.vocab_size:
         raise DataError(
-            f"the tokenizer of {where} has {tokenizer.vocab_size:,} tokens, the model only {decoder.config.vocab_size:,}",
+            f"the tokenizer of {where} has {tokenizer.vocab_size:,} tokens, its model {decoder.config.vocab_size:,}",
             fix="use the tokenizer that the model was trained with",
         )

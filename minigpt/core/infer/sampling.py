@@ -1,6 +1,6 @@
 """Choosing the next token. The filters and their order are those of transformers' generate.
 
-A draw depends on (seed, sample, position) alone, so a request's text does not depend on what else is computed with it.
+A draw depends on the request and the position alone, so a text does not depend on what else is computed with it.
 
 Shapes: B rows · V vocab_size · P tokens so far.
 """
@@ -39,7 +39,7 @@ class SamplingParams:
             "max_tokens": self.max_tokens >= 1,
             "temperature": self.temperature >= 0,
             "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
+            "top_p": 0 <= self.top_p <= 1,
             "min_p": 0 <= self.min_p <= 1,
             "repetition_penalty": self.repetition_penalty > 0,
             "stop": all(self.stop),
@@ -85,11 +85,11 @@ def _penalise(logits: Tensor, penalty: float, history: Sequence[Sequence[int]]) 
 
 
 def sample(
-    logits: Tensor, params: SamplingParams, history: Sequence[Sequence[int]], keys: Sequence[tuple[int, int]]
+    logits: Tensor, params: SamplingParams, history: Sequence[Sequence[int]], draws: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[float]]:
     """One token a row, and its log-probability in the distribution sampled (empty unless params.logprobs).
 
-    logits: (B, V) float32. keys: (sample number, position) of each row: what the draw depends on beside the seed.
+    logits: (B, V) float32. draws: (request_key, position) of each row.
     """
     logits = filtered(logits, params, history)
     if params.temperature == 0:
@@ -97,7 +97,7 @@ def sample(
     else:
         probs = logits.double().softmax(-1).cpu()
         below = probs.cumsum(-1)
-        u = torch.tensor([[uniform(params.seed, *key)] for key in keys], dtype=torch.float64)
+        u = torch.tensor([[uniform(*draw)] for draw in draws], dtype=torch.float64)
         ids = torch.searchsorted(below, u * below[:, -1:], right=True).squeeze(1)
         # rounding may point behind the last token that has any probability
         last = (probs > 0).int().cumsum(-1).argmax(-1)
@@ -106,12 +106,17 @@ def sample(
     return ids.tolist(), chosen
 
 
-def uniform(seed: int, sample: int, position: int) -> float:
-    """A number in [0, 1) from a counter: splitmix64 (Steele et al., 2014) over the three, 53 bits of it."""
-    state = 0
-    for part in (seed, sample, position):
-        state = _mix(state ^ (part & _MASK))
-    return (state >> 11) / (1 << 53)
+def request_key(seed: int, number: int, prompt: Sequence[int]) -> int:
+    """What the draws of one answer depend on, beside the position: seed, which answer to the prompt, and the prompt."""
+    key = 0
+    for part in (seed, number, *prompt):
+        key = _mix(key ^ (part & _MASK))
+    return key
+
+
+def uniform(key: int, position: int) -> float:
+    """A number in [0, 1) from a counter, 53 bits of splitmix64 (Steele et al., 2014)."""
+    return (_mix(key ^ _mix(position & _MASK)) >> 11) / (1 << 53)
 
 
 _MASK = (1 << 64) - 1

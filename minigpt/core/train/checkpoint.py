@@ -1,6 +1,7 @@
 """Step directories: a complete model folder plus everything needed to go on as if nothing had happened.
 
-    step-0000500/  model.safetensors config.json tokenizer… trainer/{optim.safetensors, rng.safetensors, state.json} MANIFEST.json
+    step-0000500/  model.safetensors config.json tokenizer… MANIFEST.json
+                   trainer/{optim.safetensors, rng.safetensors, state.json}
 
 Written under a temporary name, synced, then renamed: a crash at any moment leaves the step absent or complete.
 The manifest holds the sha256 of every file; a damaged step is named, and the one before it is used.
@@ -178,7 +179,7 @@ def _unfinished(run: Path) -> Iterator[Path]:
 
 
 def set_aside(run: Path, step: int, report: Report) -> None:
-    """Take the steps after `step` out of the run's line, so that it goes on from there. They stay, as `aside-step-…`."""
+    """Take the steps after `step` out of the run's line, so that it goes on from there. They stay as `aside-step-…`."""
     if not step_dir(run, step).is_dir():
         have = ", ".join(str(s) for s, _ in reversed(steps(run)))
         raise UsageError(f"{run} has no checkpoint of step {step}", fix=f"it has steps {have}" if have else None)

@@ -10,7 +10,10 @@ import math
 from minigpt.core.report import Report
 
 _STAGE_SHARE = {"pretrain": 1.0, "sft": 0.3}  # of the pretraining rate: fine-tuning starts from weights worth keeping
-_FEWEST_STEPS = {"pretrain": 200, "sft": 50}  # an epoch: a small corpus gets a smaller batch rather than too few updates
+_FEWEST_STEPS = {
+    "pretrain": 200,
+    "sft": 50,
+}  # an epoch: a small corpus gets a smaller batch rather than too few updates
 
 
 def suggested_lr(parameters: int, stage: str) -> float:
@@ -26,9 +29,13 @@ def warn_lr(lr: float, parameters: int, stage: str, report: Report) -> None:
     """Say so when a learning rate is more than ten times off the stage's usual one."""
     usual = suggested_lr(parameters, stage)
     if lr > usual * 10:
-        report.warn(f"--lr {lr:g} is far above the usual {usual:g} for {stage} at this size", fix="training may diverge")
+        report.warn(
+            f"--lr {lr:g} is far above the usual {usual:g} for {stage} at this size", fix="training may diverge"
+        )
     elif 0 < lr < usual / 10:
-        report.warn(f"--lr {lr:g} is far below the usual {usual:g} for {stage} at this size", fix="learning may be slow")
+        report.warn(
+            f"--lr {lr:g} is far below the usual {usual:g} for {stage} at this size", fix="learning may be slow"
+        )
 
 
 def suggested_batch(parameters: int, rows: int, max_len: int, stage: str) -> int:

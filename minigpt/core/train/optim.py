@@ -122,7 +122,7 @@ class Optimizer:
             )
         for p, part in self._parameters():
             own = fields.get(self._names[id(p)], {})
-            for field, value in own.items():
+            for value in own.values():
                 if value.ndim and value.shape != p.shape:
                     raise DataError(f"the optimizer state of {self._names[id(p)]} has another shape than the weight")
             if own:

@@ -40,7 +40,9 @@ def place(stage: str, out: str | None, resume: str | None) -> Place:
         return Place(Path(out) if out else default_out(stage), resuming=False)
     if resume == "auto":
         if not out:
-            raise UsageError("--resume auto needs --out to know which run", fix="add --out DIR, or name it: --resume DIR")
+            raise UsageError(
+                "--resume auto needs --out to know which run", fix="add --out DIR, or name it: --resume DIR"
+            )
         return Place(Path(out), resuming=is_run(Path(out)))
     path = Path(resume)
     step = None

@@ -1,6 +1,6 @@
 """A run's directory: who owns it, what it was asked to do, what it measured.
 
-    config.yaml  run.json  metrics.jsonl  samples.jsonl  loss.svg  step-*/  latest  best
+config.yaml  run.json  metrics.jsonl  samples.jsonl  loss.svg  step-*/  latest  best
 """
 
 from __future__ import annotations

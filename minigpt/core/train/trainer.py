@@ -19,8 +19,8 @@ from torch import nn
 from minigpt.core import runtime as rt
 from minigpt.core.data.batch import Batch
 from minigpt.core.errors import Diverged, Stopped
-from minigpt.core.report import Progress, Report
 from minigpt.core.files import write_atomic
+from minigpt.core.report import Progress, Report
 from minigpt.core.train import checkpoint
 from minigpt.core.train.losses import Step
 from minigpt.core.train.metrics import Clock, Counters, Window, figures

@@ -9,7 +9,7 @@ from minigpt.core.data.chat import encode, prepare, render, template
 from minigpt.core.data.tokenizer import CONTROL, MARKERS, Tokenizer
 from minigpt.core.errors import DataError
 
-TEXTS = ["你好！有什麼可以幫您？", "Hello there, how are you?\n\n{\"name\": \"add\"}"] * 30
+TEXTS = ["你好！有什麼可以幫您？", 'Hello there, how are you?\n\n{"name": "add"}'] * 30
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "加法", "parameters": {"type": "object"}}}]
 
 
@@ -74,7 +74,9 @@ def test_generation_prompt_equals_transformers(theirs, thinking, name):
     chat = CHATS["system and turns"][:-1]
     extra = {} if thinking is None else {"enable_thinking": thinking}
     ours = render({"plain": PLAIN, "thinking": THINKING}[name], chat, generation_prompt=True, thinking=thinking)
-    expected = theirs[name].apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True, **extra)
+    expected = theirs[name].apply_chat_template(
+        chat, tokenize=True, return_dict=True, add_generation_prompt=True, **extra
+    )
     assert ours.ids == list(expected["input_ids"]) and not ours.mask[-1]
 
 
@@ -213,8 +215,10 @@ def test_batch_equals_one_by_one():
         ("{{ '%0999999999d' % 1 }}", "does not accept"),
         ("{{ 'a'.center(2000000000) }}", "does not accept"),
         ("{{ 'a' | center(2000000000) }}", "not a valid template"),
-        ("{% set n = namespace(x='a' * 99999) %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
-         "does not accept"),
+        (
+            "{% set n = namespace(x='a' * 99999) %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+            "does not accept",
+        ),
     ],
 )
 def test_hostile_and_broken_templates(source, word):

@@ -12,7 +12,10 @@ from transformers import AutoTokenizer
 from minigpt.core.data.tokenizer import CONTROL, MARKERS, SMALLEST_VOCAB, Tokenizer, suggested_vocab
 from minigpt.core.errors import DataError, UsageError
 
-TEXTS = ["白日依山盡，黃河入海流。欲窮千里目，更上一層樓。", "The quick brown fox jumps over the lazy dog.\n\n  1 + 1 = 2"] * 20
+TEXTS = [
+    "白日依山盡，黃河入海流。欲窮千里目，更上一層樓。",
+    "The quick brown fox jumps over the lazy dog.\n\n  1 + 1 = 2",
+] * 20
 TOKENIZER = Tokenizer.train(TEXTS, 512)
 SPECIAL = st.sampled_from([*CONTROL, *MARKERS])
 TRICKY = st.lists(st.one_of(st.text(max_size=8), SPECIAL), max_size=8).map("".join)
@@ -94,7 +97,8 @@ def foreign(folder, **config):
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(
-        TEXTS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+        TEXTS,
+        trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
     )
     core.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"])
     folder.mkdir(exist_ok=True)

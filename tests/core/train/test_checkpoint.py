@@ -29,7 +29,12 @@ def write_model(folder):
 
 def save(run, step):
     return checkpoint.save(
-        run, step, write_model, {"w/exp_avg": torch.full((6,), float(step))}, {"torch": torch.get_rng_state()}, {"a": step}
+        run,
+        step,
+        write_model,
+        {"w/exp_avg": torch.full((6,), float(step))},
+        {"torch": torch.get_rng_state()},
+        {"a": step},
     )
 
 
@@ -134,4 +139,4 @@ def test_newer_format_is_refused(tmp_path):
 def test_no_pickle_anywhere(tmp_path):
     for path in files(save(tmp_path, 1)):
         assert path.suffix in (".safetensors", ".json")
-        assert b"\x80\x04" != path.read_bytes()[:2]
+        assert path.read_bytes()[:2] != b"\x80\x04"

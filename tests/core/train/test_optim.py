@@ -38,7 +38,7 @@ def test_float32_masters_are_the_parameters():
 
 
 def test_bfloat16_gradients_add_up_in_float32():
-    """Two micro-batches: the master's gradient is the float32 sum of both bfloat16 gradients, and the model keeps none."""
+    """Two micro-batches: the master's gradient is the float32 sum of both bfloat16 ones, and the model keeps none."""
     model = Toy()
     masters = Masters(model, torch.bfloat16)
     name = "model.layers.0.weight"

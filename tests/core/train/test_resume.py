@@ -62,7 +62,8 @@ def test_anything_that_changes_the_maths_is_refused_with_a_diff(run, flags):
 
 
 @pytest.mark.parametrize(
-    "flags", [{"save_every": 5}, {"log_every": 1}, {"device": "cpu"}, {"batch_size": 3}, {"keep": 9}, {"max_time": "9m"}]
+    "flags",
+    [{"save_every": 5}, {"log_every": 1}, {"device": "cpu"}, {"batch_size": 3}, {"keep": 9}, {"max_time": "9m"}],
 )
 def test_housekeeping_changes_freely(run, flags):
     cfg, _, changes = merge(run, **flags)
@@ -88,7 +89,11 @@ def test_place(tmp_path):
     assert resume.place("sft", str(done), "auto") == resume.Place(done, True)
     assert resume.place("sft", None, str(done)) == resume.Place(done, True)
     assert resume.place("sft", None, str(done / "step-0000007")) == resume.Place(done, True, 7)
-    for out, name, word in [(None, "auto", "--out"), (None, str(tmp_path / "no"), "not a run"), ("y", str(done), "differ")]:
+    for out, name, word in [
+        (None, "auto", "--out"),
+        (None, str(tmp_path / "no"), "not a run"),
+        ("y", str(done), "differ"),
+    ]:
         with pytest.raises(UsageError, match=word):
             resume.place("sft", out, name)
 

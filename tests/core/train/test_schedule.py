@@ -47,4 +47,3 @@ def test_longer_wsd_run_shares_the_flat_part():
 def test_every_step_has_a_positive_rate(shape, total):
     s = Schedule(peak=1.0, total=total, shape=shape, warmup=0.1)
     assert all(0 < s(i) <= 1 and math.isfinite(s(i)) for i in range(total))
-

@@ -90,7 +90,7 @@ Parts = list[tuple[str, bool, bool]]  # text, whether it is a marker, whether it
 
 
 class Rendered(NamedTuple):
-    """ids: the conversation. mask: True for each id that the model learns: the assistant's words, the end of its turn."""
+    """ids: the conversation. mask: True for what the model learns: the assistant's words, the end of its turn."""
 
     ids: list[int]
     mask: list[bool]

@@ -125,8 +125,8 @@ def _in_folder(folder: Path) -> list[Path]:
     files = []
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder)
-        about = path.name.lower().startswith(_ABOUT) or any(part.startswith(".") for part in below.parts)
-        if path.is_file() and not about and _suffix(path) in (*_JSON, *_TEXT, *_TABLES):
+        passed_over = _is_about(path) or any(part.startswith(".") for part in below.parts)
+        if path.is_file() and not passed_over and _suffix(path) in (*_JSON, *_TEXT, *_TABLES):
             files.append(path)
     if not files:
         held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
@@ -134,6 +134,10 @@ def _in_folder(folder: Path) -> list[Path]:
             f"--data: {folder} holds no data files", found=held, fix="put .jsonl, .json or .txt files there"
         )
     return files
+
+
+def _is_about(path: Path) -> bool:
+    return path.stem.lower() in _ABOUT and path.suffix.lower() in _TEXT
 
 
 def _suffix(path: Path) -> str:

@@ -7,29 +7,38 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import UsageError
 from minigpt.core.infer.cache import ContiguousCache
-from minigpt.core.infer.sampling import SamplingParams, sample
+from minigpt.core.infer.sampling import SamplingParams, request_key, sample
 from minigpt.core.infer.text import Detokenizer, StopText
 from minigpt.core.models.decoder import Decoder
 
 if TYPE_CHECKING:
     from minigpt.core.infer.model import Model
 
-FEWEST_ROWS = 4  # float32 products of fewer rows round differently, and a text must not depend on its neighbours
+FEWEST_ROWS = 4  # products of fewer rows round differently, and a text must not depend on its neighbours
+CHUNK = 256  # prompt tokens computed at once: bounds the memory of attention over a long prompt
 
 
 @dataclass
 class Completion:
-    """One answer. text: without stop strings and special tokens. finish_reason: `stop`, or `length` when cut off."""
+    """One answer.
+
+    ids: sampled tokens, without the one that ended it. text: without stop strings and special tokens.
+    finish_reason: `stop`, or `length` when cut off by max_tokens or the end of the context.
+    end_id: the token that ended it; None after a stop string or `length`.
+    logprobs: nats, in the distribution that was sampled, of each of `ids` and then of `end_id`; empty unless asked for.
+    """
 
     prompt_index: int
     ids: list[int]
     text: str
     finish_reason: str
+    end_id: int | None = None
     logprobs: list[float] = field(default_factory=list)
 
 
@@ -41,12 +50,14 @@ class _Request:
     number: int  # among the samples of its prompt
     prompt: Sequence[int]
     limit: int  # of new tokens
+    key: int  # of its random draws
     detokenizer: Detokenizer
     stop: StopText
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     finish_reason: str | None = None
+    end_id: int | None = None
 
     @property
     def position(self) -> int:
@@ -55,29 +66,25 @@ class _Request:
 
     def accept(self, id: int, eos: Sequence[int]) -> str:
         """Take one sampled id. Returns the text it makes final."""
+        out = ""
         if id in eos:
-            self.finish_reason = "stop"
-            return self._close()
-        self.ids.append(id)
-        out = self.stop.add(self.detokenizer.add(id))
-        self.text.append(out)
+            self.end_id, self.finish_reason = id, "stop"
+        else:
+            self.ids.append(id)
+            out = self.stop.add(self.detokenizer.add(id))
+            if len(self.ids) >= self.limit:
+                self.finish_reason = "length"
+        if self.finish_reason is not None:
+            out += self.stop.add(self.detokenizer.finish())
+            out += self.stop.finish()
         if self.stop.hit:
             self.finish_reason = "stop"
-        elif len(self.ids) >= self.limit:
-            self.finish_reason = "length"
-            out += self._close()
+        self.text.append(out)
         return out
 
-    def _close(self) -> str:
-        rest = self.stop.add(self.detokenizer.finish())
-        rest += "" if self.stop.hit else self.stop.finish()
-        self.text.append(rest)
-        return rest
-
     def completion(self) -> Completion:
-        return Completion(
-            self.prompt_index, self.ids, "".join(self.text), self.finish_reason or "length", self.logprobs
-        )
+        text, reason = "".join(self.text), self.finish_reason or "length"
+        return Completion(self.prompt_index, self.ids, text, reason, self.end_id, self.logprobs)
 
 
 class Engine:
@@ -92,7 +99,7 @@ class Engine:
             self.model, self.tokenizer = model, tokenizer
         else:
             self.model, self.tokenizer = model.decoder, model.tokenizer
-        self.rows = max(rows, FEWEST_ROWS)
+        self.rows = rows
 
     def complete(self, text: str, params: SamplingParams | None = None) -> str:
         """Continue `text` as the beginning of a document."""
@@ -117,17 +124,24 @@ class Engine:
                 yield text
 
     def _request(self, index: int, number: int, prompt: Sequence[int], params: SamplingParams) -> _Request:
-        room = self.model.config.max_position_embeddings - len(prompt)
+        context = self.model.config.max_position_embeddings
         if not prompt:
             raise UsageError("a prompt has no tokens")
-        if room < 1:
+        if len(prompt) >= context:
             raise UsageError(
                 f"a prompt of {len(prompt):,} tokens does not fit the model's context",
-                found=f"context {self.model.config.max_position_embeddings:,} tokens",
+                found=f"context {context:,} tokens",
                 fix="shorten the prompt",
             )
-        limit = min(params.max_tokens, room)
-        return _Request(index, number, prompt, limit, Detokenizer(self.tokenizer), StopText(params.stop))
+        return _Request(
+            prompt_index=index,
+            number=number,
+            prompt=prompt,
+            limit=min(params.max_tokens, context - len(prompt)),
+            key=request_key(params.seed, number, prompt),
+            detokenizer=Detokenizer(self.tokenizer),
+            stop=StopText(params.stop),
+        )
 
     # -------------------------------------------------------------------------------------------- the loop
 
@@ -135,34 +149,37 @@ class Engine:
     def _run(self, requests: list[_Request], params: SamplingParams) -> Iterator[tuple[_Request, str]]:
         """Sample until every request is finished. Yields (request, text) for each token."""
         eos = self.tokenizer.eos_ids
-        slots = max(len(requests), FEWEST_ROWS)
-        capacity = max(len(r.prompt) + r.limit for r in requests)
+        capacity = max(max(len(r.prompt), FEWEST_ROWS) + r.limit for r in requests)
         weight = self.model.head_weight
-        capacity = max(capacity, FEWEST_ROWS)
+        slots = max(len(requests), FEWEST_ROWS)
         cache = ContiguousCache(self.model.cache_specs(), slots, capacity, weight.device, weight.dtype)
         logits = self._prefill(requests, cache)
-        live = list(range(len(requests)))  # request in each slot
-        while True:
-            active = [requests[i] for i in live]
+        live = list(requests)  # the owner of each slot
+        while live:
+            penalised = params.repetition_penalty != 1
             tokens, logprobs = sample(
                 logits,
                 params,
-                [[*r.prompt, *r.ids] for r in active] if params.repetition_penalty != 1 else [()] * len(active),
-                [(r.number, r.position + 1) for r in active],
+                [[*r.prompt, *r.ids] if penalised else () for r in live],
+                [(r.key, r.position + 1) for r in live],
             )
-            for i, (request, token) in enumerate(zip(active, tokens, strict=True)):
+            for i, (request, token) in enumerate(zip(live, tokens, strict=True)):
                 if params.logprobs:
                     request.logprobs.append(logprobs[i])
                 yield request, request.accept(token, eos)
-            going = [i for i, r in enumerate(active) if r.finish_reason is None]
-            if not going:
-                return
-            if len(going) < len(live):
-                live = [live[i] for i in going]
-                spare = [i for i in range(slots) if i not in going][: max(0, FEWEST_ROWS - len(going))]
-                cache.keep(torch.tensor([*going, *spare], device=weight.device))
-                slots = len(going) + len(spare)
-            logits = self._decode([requests[i] for i in live], cache, slots)
+            self._close_ranks(live, cache)
+            if live:
+                logits = self._decode(live, cache)
+
+    def _close_ranks(self, live: list[_Request], cache: ContiguousCache) -> None:
+        """Give the slots of finished requests to the last ones, so that the first slots are the ones in use."""
+        for slot in reversed(range(len(live))):
+            if live[slot].finish_reason is None:
+                continue
+            last = live.pop()
+            if slot < len(live):
+                cache.copy(len(live), slot, last.position)  # its newest token is not computed yet
+                live[slot] = last
 
     def _prefill(self, requests: list[_Request], cache: ContiguousCache) -> Tensor:
         """Fill each request's slot; samples of one prompt share the work. Returns (B, V) logits of the next token.
@@ -175,25 +192,26 @@ class Engine:
             if request.number and first >= 0 and requests[first].prompt is request.prompt:
                 cache.copy(first, slot, len(request.prompt))
                 rows.append(rows[first])
-                continue
-            rows.append(self._prompt(request.prompt, cache.slot(slot)))
+            else:
+                rows.append(self._prompt(request.prompt, cache.slot(slot)))
         return torch.cat(rows)
 
     def _prompt(self, prompt: Sequence[int], cache: ContiguousCache) -> Tensor:
-        length = max(len(prompt), FEWEST_ROWS)
-        ids = torch.zeros(1, length, dtype=torch.long, device=self.model.head_weight.device)
-        ids[0, : len(prompt)] = torch.tensor(prompt)
-        positions = torch.arange(length, device=ids.device)[None]  # fillers behind the prompt are overwritten later
-        hidden = self.model.hidden(ids, positions, cache)[:, len(prompt) - 1]
+        """Put one prompt into an empty slot, a chunk at a time. Returns (1, V)."""
+        device = self.model.head_weight.device
+        for begin in range(0, len(prompt), CHUNK):
+            part = torch.tensor(prompt[begin : begin + CHUNK], device=device)
+            ids = F.pad(part, (0, max(0, FEWEST_ROWS - len(part))))[None]
+            positions = torch.arange(begin, begin + ids.shape[1], device=device)[None]  # fillers are overwritten later
+            cache.read(begin + ids.shape[1])
+            hidden = self.model.hidden(ids, positions, cache)[:, len(part) - 1]
         return self.model.head(hidden.expand(FEWEST_ROWS, -1))[:1]
 
-    def _decode(self, requests: list[_Request], cache: ContiguousCache, slots: int) -> Tensor:
+    def _decode(self, live: list[_Request], cache: ContiguousCache) -> Tensor:
         """One token further for every request. Returns (B, V)."""
         device = self.model.head_weight.device
-        ids = torch.zeros(slots, 1, dtype=torch.long, device=device)
-        positions = torch.zeros(slots, 1, dtype=torch.long, device=device)
-        count = len(requests)
-        ids[:count, 0] = torch.tensor([r.ids[-1] for r in requests])
-        positions[:count, 0] = torch.tensor([r.position for r in requests])
-        hidden = self.model.hidden(ids, positions, cache)[:, 0]
-        return self.model.head(hidden)[:count]
+        idle = [0] * max(0, FEWEST_ROWS - len(live))  # slots without an owner compute on, unseen
+        ids = torch.tensor([r.ids[-1] for r in live] + idle, device=device)[:, None]
+        positions = torch.tensor([r.position for r in live] + idle, device=device)[:, None]
+        cache.read(max(r.position for r in live) + 1)
+        return self.model.head(self.model.hidden(ids, positions, cache)[:, 0])[: len(live)]

@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import lzma
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -257,9 +259,10 @@ def test_an_empty_file_has_no_rows(here, name):
 
 
 def test_a_folder_gives_its_data_files_in_order(here):
-    for name in ("d/b.jsonl", "d/a.txt", "d/sub/c.json.gz", "d/README.md", "d/LICENSE.txt", "d/.git/x.txt", "d/p.png"):
+    data = ["d/a.txt", "d/b.jsonl", "d/license.jsonl", "d/sub/c.json.gz"]
+    for name in (*data, "d/README.md", "d/LICENSE.txt", "d/.git/x.txt", "d/p.png"):
         put(here / name, LINES)
-    assert [i.name for i in reader.expand(["d"])] == ["d/a.txt", "d/b.jsonl", "d/sub/c.json.gz"]
+    assert [i.name for i in reader.expand(["d"])] == data
 
 
 def test_a_glob_gives_its_matches_in_order(here):
@@ -338,6 +341,12 @@ def test_an_empty_stdin_is_refused(here, monkeypatch):
     stdin(monkeypatch, b"")
     with pytest.raises(UsageError, match="nothing came in on stdin"):
         reader.expand(["-"])
+
+
+def test_paths_are_checked_without_torch():
+    """The pre-flight must answer within a moment."""
+    code = "import sys; import minigpt.core.data.reader, minigpt.core.data.store; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # ------------------------------------------------------------------------------------------------ streaming

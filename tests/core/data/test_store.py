@@ -15,7 +15,6 @@ from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.report import Progress, Report
 
-REAL = Path(os.environ.get("MINIGPT_TEST_DATA") or Path(__file__).parents[3].parent / "shared" / "data")
 TEXTS = [f"Document {i}: " + "the quick brown fox, 春風 " * (i % 7 + 1) for i in range(300)]
 CHATS = [
     {"instruction": f"Say {i}.", "input": "", "output": f"{i}!" * (i % 3 + 1)} for i in range(50)
@@ -442,29 +441,3 @@ def test_each_side_has_a_document():
     assert held_out(low, 0.1).tolist() == [True, False, True]
     assert held_out(high, 0.1).tolist() == [True, False]
     assert not held_out(high, 0.0).any()
-
-
-# ------------------------------------------------------------------------------------------------ real data
-
-
-def test_a_real_corpus(cache, base):
-    """The tokens decode to the text: nothing is lost or added but white space between documents."""
-    file = REAL / "tinyshakespeare.txt"
-    if not file.is_file():
-        pytest.skip(f"{file} is not here")
-    made = build([str(file)], base)
-    tokens = np.concatenate([whole(made, d)[0] for d in range(len(made.docs))])
-    said = "".join(base.decode(tokens.tolist()).split())
-    assert said == "".join(file.read_text(encoding="utf-8").split())
-
-
-@pytest.mark.parametrize("name", ["glaive_toolcall_zh_demo.json", "reason_tool_use_demo_50.jsonl", "identity.json"])
-def test_real_conversations(cache, talker, name):
-    file = REAL / name
-    if not file.is_file():
-        pytest.skip(f"{file} is not here")
-    made = build([str(file)], talker, kind="chat")
-    assert made.notes == [] and made.meta["unsupervised"] == 0
-    assert made.meta["rows"] == made.meta["documents"] == len(made.docs)
-    assert (made.docs["supervised"] > 0).all()
-    assert int(made.docs["supervised"].sum()) == made.meta["supervised"]

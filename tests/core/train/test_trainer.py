@@ -116,7 +116,7 @@ def same(a, b):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_resumed_equals_straight_to_the_bit(tmp_path, dtype):
     """Stopped at 7 of 20 (between saves, inside a log window, with an evaluation behind it), resumed: same weights,
     optimizer, generators, counters, and each metrics and samples row exactly once."""
@@ -284,3 +284,17 @@ def test_first_loss_is_reported_once(tmp_path):
     trainer.hooks.first_loss = heard.append
     trainer.fit()
     assert len(heard) == 1 and 0.5 < heard[0] < 4
+
+
+def test_float16_overflow_halves_the_loss_scale_and_costs_no_bad_step(tmp_path):
+    """A scale that float16 cannot hold: gradients overflow, the scale falls until they fit, and training goes on."""
+    ears = Ears()
+    trainer = make(tmp_path, dtype=torch.float16, report=ears, total=20)
+    trainer.counters.loss_scale = 2.0**24
+    trainer.fit()
+    c = trainer.counters
+    assert c.loss_scale < 2.0**24 and c.skipped == 0 and ears.heard == []
+    assert 0 < c.good_steps < 20 and c.tokens > 0
+    exact = make(tmp_path / "exact", total=20)
+    exact.fit()
+    assert rows(tmp_path)[-1]["loss"] < rows(tmp_path / "exact")[0]["loss"]

@@ -149,7 +149,7 @@ class Engine:
     def _run(self, requests: list[_Request], params: SamplingParams) -> Iterator[tuple[_Request, str]]:
         """Sample until every request is finished. Yields (request, text) for each token."""
         eos = self.tokenizer.eos_ids
-        capacity = max(max(len(r.prompt), FEWEST_ROWS) + r.limit for r in requests)
+        capacity = max(len(r.prompt) + max(r.limit, FEWEST_ROWS) for r in requests)
         weight = self.model.head_weight
         slots = max(len(requests), FEWEST_ROWS)
         cache = ContiguousCache(self.model.cache_specs(), slots, capacity, weight.device, weight.dtype)

@@ -1,0 +1,201 @@
+"""The engine: transformers' greedy tokens, and the same text alone or among others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from minigpt.core.errors import UsageError
+from minigpt.core.infer.engine import CHUNK, Engine
+from minigpt.core.infer.sampling import SamplingParams, filtered
+from minigpt.core.models import folder, model_types
+from tests.conftest import tiny
+
+ARCHITECTURES = model_types()
+
+
+class Letters:
+    """Stands in for a tokenizer: id → one printable character; ids below 10 are special, 2 ends."""
+
+    eos_ids = (2,)
+    document_id = 0
+
+    def encode(self, text):
+        return [ord(c) for c in text]
+
+    def decode(self, ids, skip_special=True):
+        return "".join(chr(i + 200) for i in ids if i >= 10 or not skip_special)
+
+
+def engine(model, rows: int = 32) -> Engine:
+    return Engine(model, Letters(), rows=rows)
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(10, 320, (n,), generator=generator).tolist() for n in lengths]
+
+
+def never_ends(model):
+    """The same model without token 2, so that answers have the length asked for."""
+    with torch.no_grad():
+        model.lm_head.weight[2] = 0
+        model.lm_head.weight[2, 0] = -1e-9
+    return model
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_greedy_equals_transformers(arch, tmp_path):
+    """Token for token, for prompts of several lengths in one batch, with and without a repetition penalty."""
+    model = tiny(arch)
+    folder.write(tmp_path, model, model.config, bos_token_id=0, eos_token_id=2, pad_token_id=0)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    given = prompts(5, 40, 1, 17)
+    for penalty in (1.0, 1.3):
+        params = SamplingParams(max_tokens=25, temperature=0, repetition_penalty=penalty)
+        done = engine(model).generate(given, params)
+        for prompt, completion in zip(given, done, strict=True):
+            want = theirs.generate(
+                torch.tensor([prompt]), max_new_tokens=25, do_sample=False, repetition_penalty=penalty
+            )[0, len(prompt) :].tolist()
+            if want[-1] == 2:
+                assert completion.finish_reason == "stop"
+                want.pop()
+            assert completion.ids == want
+
+
+@pytest.mark.parametrize("params", [
+    SamplingParams(max_tokens=30, temperature=0),
+    SamplingParams(max_tokens=30, temperature=1.0, seed=5),
+    SamplingParams(max_tokens=30, temperature=0.8, top_p=0.9, top_k=50, repetition_penalty=1.1, seed=1),
+])  # fmt: skip
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_batch_is_one_by_one(arch, params):
+    """A prompt's answer is the same alone, in a batch, in another order and in several rounds."""
+    model = tiny(arch)
+    given = prompts(3, 50, 1, 12, 7, 30, 2)
+    alone = [engine(model).generate([p], params)[0] for p in given]
+    assert len({c.finish_reason for c in alone} | {len(c.ids) for c in alone}) > 1  # some end early
+    for order, rows in ((range(7), 32), (range(6, -1, -1), 32), (range(7), 3)):
+        together = engine(model, rows).generate([given[i] for i in order], params)
+        assert [c.ids for c in together] == [alone[i].ids for i in order]
+        assert [c.text for c in together] == [alone[i].text for i in order]
+        assert [c.prompt_index for c in together] == list(range(7))
+
+
+def test_samples_of_a_prompt():
+    """n answers of each prompt differ among themselves, and are the same however many are asked for."""
+    model, given = tiny("llama"), prompts(6, 4)
+    params = SamplingParams(max_tokens=20, seed=2)
+    three = engine(model).generate(given, params, n=3)
+    assert [c.prompt_index for c in three] == [0, 0, 0, 1, 1, 1]
+    assert len({tuple(c.ids) for c in three}) == 6
+    assert engine(model, rows=4).generate(given, params, n=3) == three  # the second prompt's samples span two rounds
+    one = engine(model).generate(given, params)
+    assert [c.ids for c in one] == [three[0].ids, three[3].ids]
+    other = engine(model).generate(given, SamplingParams(max_tokens=20, seed=3))
+    assert [c.ids for c in other] != [c.ids for c in one]
+
+
+def test_stream_is_generate():
+    """The pieces joined are the text; the last piece comes with the end."""
+    model = tiny("qwen3")
+    prompt = prompts(9)[0]
+    params = SamplingParams(max_tokens=40, seed=4)
+    assert "".join(engine(model).stream(prompt, params)) == engine(model).generate([prompt], params)[0].text
+
+
+def test_ends():
+    """An end token, a stop string over several tokens, max_tokens, the end of the context."""
+    model = never_ends(tiny("llama", tie_word_embeddings=False, max_position_embeddings=64))
+    prompt = prompts(8)[0]
+    long = engine(model).generate([prompt], SamplingParams(max_tokens=30, temperature=0))[0]
+    assert (len(long.ids), long.finish_reason, long.end_id) == (30, "length", None)
+    assert long.text == Letters().decode(long.ids)
+    full = engine(model).generate([prompt], SamplingParams(max_tokens=500, temperature=0))[0]
+    assert (len(full.ids), full.finish_reason) == (64 - 8, "length")
+
+    at = next(i for i in range(4, 28) if long.text.find(long.text[i : i + 2]) == i)
+    stopped = engine(model).generate([prompt], SamplingParams(temperature=0, stop=("zz", long.text[at : at + 2])))[0]
+    assert stopped.text == long.text[:at]
+    assert (stopped.finish_reason, stopped.ids, stopped.end_id) == ("stop", long.ids[: at + 2], None)
+
+    class Ends(Letters):
+        eos_ids = (3, long.ids[5])
+
+    ended = Engine(model, Ends()).generate([prompt], SamplingParams(temperature=0))[0]
+    first = long.ids.index(long.ids[5])
+    assert (ended.ids, ended.finish_reason, ended.end_id) == (long.ids[:first], "stop", long.ids[5])
+
+
+def test_a_stop_string_held_back_at_the_end_is_text():
+    """Half a stop string when max_tokens is reached belongs to the answer."""
+    model = never_ends(tiny("llama", tie_word_embeddings=False))
+    prompt = prompts(8)[0]
+    text = engine(model).generate([prompt], SamplingParams(max_tokens=6, temperature=0))[0].text
+    params = SamplingParams(max_tokens=6, temperature=0, stop=(text[-1] + "never",))
+    assert engine(model).generate([prompt], params)[0].text == text
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_logprobs_are_the_models(temperature):
+    """Each recorded value is the log-probability that a full forward gives that token, the ending one included."""
+    model = tiny("qwen3")
+    params = SamplingParams(max_tokens=60, temperature=temperature, logprobs=True, seed=9)
+    done = engine(model).generate(prompts(4, 11, 2), params, n=2)
+    assert any(c.end_id is not None for c in done)
+    for completion in done:
+        prompt = prompts(4, 11, 2)[completion.prompt_index]
+        new = completion.ids + ([completion.end_id] if completion.end_id is not None else [])
+        ids = torch.tensor([[*prompt, *new]])
+        with torch.inference_mode():
+            logits = model.head(model.hidden(ids, torch.arange(ids.shape[1])[None]))[0, len(prompt) - 1 : -1]
+        want = filtered(logits, params, [()] * len(logits)).log_softmax(-1)
+        want = want[torch.arange(len(new)), torch.tensor(new)]
+        assert (torch.tensor(completion.logprobs) - want).abs().max() <= 1e-4
+
+
+def test_long_prompts_are_computed_in_chunks():
+    """Prompts around the chunk size, and one that leaves room for a single token, continue as the full forward says."""
+    model = never_ends(tiny("llama", tie_word_embeddings=False, max_position_embeddings=2 * CHUNK + 3))
+    for length in (CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + 2, 2 * CHUNK + 2):
+        prompt = prompts(length)[0]
+        done = engine(model).generate([prompt], SamplingParams(max_tokens=2, temperature=0))[0]
+        ids = list(prompt)
+        for token in done.ids:
+            with torch.inference_mode():
+                hidden = model.hidden(torch.tensor([ids]), torch.arange(len(ids))[None])
+            assert model.head(hidden[0, -1]).argmax().item() == token
+            ids.append(token)
+        assert len(done.ids) == min(2, 2 * CHUNK + 3 - length)
+
+
+def test_changed_weights_count():
+    """The engine reads the live model: training between two calls changes the second."""
+    model = tiny("llama")
+    one = engine(model)
+    params = SamplingParams(max_tokens=10, temperature=0)
+    before = one.generate(prompts(5), params)[0].ids
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(-3)
+    assert one.generate(prompts(5), params)[0].ids != before
+
+
+def test_bfloat16():
+    """A bfloat16 model answers, alone as in a batch."""
+    model = tiny("llama").bfloat16()
+    params = SamplingParams(max_tokens=20, seed=1)
+    together = engine(model).generate(prompts(3, 20, 8), params)
+    assert [engine(model).generate([p], params)[0].ids for p in prompts(3, 20, 8)] == [c.ids for c in together]
+
+
+def test_impossible_prompts():
+    """An empty prompt, and one that fills the context, are named before anything is computed."""
+    model = tiny("llama", max_position_embeddings=64)
+    with pytest.raises(UsageError, match="no tokens"):
+        engine(model).generate([[1], []], SamplingParams())
+    with pytest.raises(UsageError, match="64 tokens") as e:
+        engine(model).generate(prompts(64), SamplingParams())
+    assert "64" in e.value.found
+    engine(model).generate(prompts(63), SamplingParams(temperature=0))

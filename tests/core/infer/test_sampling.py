@@ -1,0 +1,158 @@
+"""Sampling: transformers' filters, draws from the right distribution, the same draw whatever is computed beside."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import LogitsProcessorList
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from minigpt.core.errors import UsageError
+from minigpt.core.infer.sampling import SamplingParams, filtered, request_key, sample, uniform
+
+
+def theirs(params: SamplingParams, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The processors in the order in which transformers' generate applies them."""
+    steps = LogitsProcessorList()
+    if params.repetition_penalty != 1:
+        steps.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    if params.temperature != 1:
+        steps.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k:
+        steps.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        steps.append(TopPLogitsWarper(params.top_p))
+    if params.min_p:
+        steps.append(MinPLogitsWarper(params.min_p))
+    return steps(ids, logits)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 5},
+        {"top_k": 1},
+        {"top_k": 1000},
+        {"top_p": 0.9},
+        {"top_p": 0.0},
+        {"min_p": 0.1},
+        {"min_p": 1.0},
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 0.8, "temperature": 2.0},
+        {"temperature": 0.7, "top_k": 40, "top_p": 0.8, "min_p": 0.05, "repetition_penalty": 1.1},
+    ],
+)
+def test_filters_equal_transformers(changes, seed):
+    """The same tokens are excluded and the others keep the same logits, ties included."""
+    torch.manual_seed(seed)
+    params = SamplingParams(**changes)
+    logits = torch.randn(4, 200) * 3
+    logits[1] = logits[1].round()  # many ties
+    ids = torch.randint(0, 200, (4, 30))
+    want = theirs(params, ids, logits.clone())
+    got = filtered(logits, params, ids.tolist())
+    assert torch.equal(got.isinf(), want.isinf())
+    assert torch.allclose(got, want, rtol=0, atol=1e-6)
+
+
+def test_greedy_is_the_likeliest_after_the_penalty():
+    """Temperature 0 takes the maximum, ignores the other filters, and respects the repetition penalty."""
+    logits = torch.tensor([[1.0, 3.0, 2.9]])
+    ids, _ = sample(logits, SamplingParams(temperature=0, top_p=0.1), [[]], [(1, 0)])
+    assert ids == [1]
+    ids, _ = sample(logits, SamplingParams(temperature=0, repetition_penalty=1.2), [[1]], [(1, 0)])
+    assert ids == [2]
+
+
+def chi_square(counts: torch.Tensor, probs: torch.Tensor) -> float:
+    """Statistic over its mean, in standard deviations: about N(0, 1) when the draws follow probs."""
+    expected = probs * counts.sum()
+    statistic = ((counts - expected).square() / expected).sum().item()
+    freedom = len(probs) - 1
+    return (statistic - freedom) / math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("vary", ["position", "sample", "prompt", "seed"])
+def test_draws_follow_the_distribution(vary):
+    """χ² of 20,000 draws, whichever of the counters runs."""
+    torch.manual_seed(0)
+    logits = torch.randn(12) * 1.5
+    params = SamplingParams(temperature=0.8)
+    n = 20_000
+    keys = {
+        "position": lambda i: (request_key(1, 0, [5]), i),
+        "sample": lambda i: (request_key(1, i, [5]), 3),
+        "prompt": lambda i: (request_key(1, 0, [i, 5]), 3),
+        "seed": lambda i: (request_key(i, 0, [5]), 3),
+    }[vary]
+    ids, _ = sample(logits.expand(n, -1), params, [()] * n, [keys(i) for i in range(n)])
+    counts = torch.bincount(torch.tensor(ids), minlength=12).double()
+    assert abs(chi_square(counts, (logits / 0.8).double().softmax(0))) < 4
+
+
+def test_neighbouring_draws_are_independent():
+    """Pairs of draws at following positions fill the unit square evenly."""
+    draws = torch.tensor([uniform(request_key(7, 0, [1, 2]), i) for i in range(20_000)], dtype=torch.float64)
+    assert draws.min() >= 0 and draws.max() < 1
+    cells = (draws[:-1] * 10).long() * 10 + (draws[1:] * 10).long()
+    counts = torch.bincount(cells, minlength=100).double()
+    assert abs(chi_square(counts, torch.full((100,), 0.01, dtype=torch.float64))) < 4
+
+
+def test_excluded_tokens_are_never_drawn():
+    """Also when the draw is at the very edges of its range."""
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 1.0, -math.inf]]).expand(4000, -1)
+    ids, _ = sample(logits, SamplingParams(), [()] * 4000, [(request_key(0, 0, [1]), i) for i in range(4000)])
+    assert set(ids) == {1, 3}
+
+
+def test_logprobs_are_of_the_sampled_distribution():
+    """After penalty, temperature and filters; they sum to 1 over the tokens left."""
+    torch.manual_seed(0)
+    logits = torch.randn(3, 50)
+    params = SamplingParams(temperature=0.5, top_k=7, logprobs=True)
+    ids, logprobs = sample(logits, params, [()] * 3, [(i, 0) for i in range(3)])
+    want = filtered(logits, params, [()] * 3).log_softmax(-1)
+    for row in range(3):
+        assert logprobs[row] == pytest.approx(want[row, ids[row]].item(), abs=1e-6)
+    assert sample(logits, SamplingParams(), [()] * 3, [(i, 0) for i in range(3)])[1] == []
+
+
+def test_a_draw_depends_on_its_own_row_only():
+    """The same row among others, at another place, gives the same token."""
+    torch.manual_seed(0)
+    logits = torch.randn(6, 100)
+    draws = [(request_key(3, 0, [i]), 10 + i) for i in range(6)]
+    together, _ = sample(logits, SamplingParams(top_p=0.9), [()] * 6, draws)
+    alone = [sample(logits[i : i + 1], SamplingParams(top_p=0.9), [()], draws[i : i + 1])[0][0] for i in range(6)]
+    backwards, _ = sample(logits.flip(0), SamplingParams(top_p=0.9), [()] * 6, draws[::-1])
+    assert together == alone == backwards[::-1]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"min_p": 2},
+        {"repetition_penalty": 0},
+        {"max_tokens": 0},
+        {"stop": ("a", "")},
+    ],
+)
+def test_values_out_of_range(wrong):
+    """Named as the flag is."""
+    with pytest.raises(UsageError, match="--" + next(iter(wrong)).replace("_", "-")):
+        SamplingParams(**wrong)

@@ -24,7 +24,7 @@ from minigpt.cli import flags
 from minigpt.cli.console import Console, OutputClosed
 from minigpt.cli.flags import HelpRequested, Request
 from minigpt.core.config import dump, values
-from minigpt.core.errors import Aborted, Exit, MinigptError, MissingError, OutOfMemory
+from minigpt.core.errors import Aborted, DataError, Exit, MinigptError, MissingError, OutOfMemory
 from minigpt.core.files import disk_error
 from minigpt.core.groups import CommonConfig
 from minigpt.core.report import Context, Result
@@ -46,10 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _guarded(words, console)
     except OutputClosed:
-        _abandon_stdout()
         return Exit.OK
     except SystemExit as e:  # typer ends shell completion so
         return e.code if isinstance(e.code, int) else Exit.OK
+    finally:
+        _settle_stdout()
 
 
 def _guarded(words: list[str], console: Console) -> int:
@@ -58,21 +59,14 @@ def _guarded(words: list[str], console: Console) -> int:
         return _dispatch(words, console)
     except OutputClosed:
         raise
-    except MinigptError as e:
-        console.error(e)
-        return e.code
-    except KeyboardInterrupt:
-        console.error(Aborted("interrupted"))
-        return Exit.ABORTED
-    except Exception as e:
-        known = _known(e)
-        if known is not None:
-            console.error(known)
-            return known.code
-        console.raw(traceback.format_exc())
-        bug = MinigptError(f"{type(e).__name__}: {e}", fix=REPORT_IT)
-        console.error(bug)
-        return Exit.BUG
+    except (Exception, KeyboardInterrupt) as e:
+        fault = _known(e)
+        if fault is None:
+            console.raw(traceback.format_exc())
+            fault = MinigptError(f"{type(e).__name__}: {e}", fix=REPORT_IT)
+        with contextlib.suppress(DataError):  # an object that stdout does not take cannot be told there
+            console.error(fault)
+        return fault.code
 
 
 def _dispatch(words: list[str], console: Console) -> int:
@@ -97,7 +91,7 @@ def _run(request: Request, words: list[str], console: Console) -> int:
     console.configure(json=asked["json"], quiet=asked["quiet"], verbose=asked["verbose"])
     if asked["show_config"]:
         console.json = False  # the page is YAML, whatever else was asked for
-        skip = {f.name for f in fields(CommonConfig)} - {"set"}
+        skip = {f.name for f in fields(CommonConfig)}
         console.page(dump(config, origins, everything=True, skip=skip).rstrip("\n"))
         return Exit.OK
     began = time.monotonic()
@@ -129,8 +123,12 @@ def _version() -> Result:
 # ---------------------------------------------------------------------------------------------- faults by name
 
 
-def _known(e: Exception) -> MinigptError | None:
-    """A fault of the machine that reached us as a bare exception, in words; None for a bug. Imports nothing."""
+def _known(e: BaseException) -> MinigptError | None:
+    """An error of ours, or a fault of the machine that reached us bare, in words; None for a bug. Imports nothing."""
+    if isinstance(e, MinigptError):
+        return e
+    if isinstance(e, KeyboardInterrupt):
+        return Aborted("interrupted")
     if isinstance(e, MemoryError) or _is_torch_oom(e):
         return OutOfMemory("out of memory", found=str(e) or None, fix="use a smaller --batch-size, --max-len or --size")
     if isinstance(e, ModuleNotFoundError) and e.name and not e.name.startswith("minigpt"):
@@ -140,7 +138,7 @@ def _known(e: Exception) -> MinigptError | None:
     return None
 
 
-def _is_torch_oom(e: Exception) -> bool:
+def _is_torch_oom(e: BaseException) -> bool:
     if type(e).__name__ == "OutOfMemoryError":
         return True
     return isinstance(e, RuntimeError) and "can't allocate memory" in str(e)  # torch's CPU allocator has no own class
@@ -163,7 +161,11 @@ def install_hint(package: str) -> str:
     return f"pip install {wanted}"
 
 
-def _abandon_stdout() -> None:
-    """Point stdout at nothing, so that Python's own flush at exit does not complain."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _settle_stdout() -> None:
+    """Flush stdout; what it cannot take goes nowhere, so that Python's own flush at exit does not complain."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

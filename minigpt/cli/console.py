@@ -7,6 +7,7 @@ so that neither data nor a model's output can drive the terminal.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from minigpt.core.errors import MinigptError
+from minigpt.core.errors import DataError, MinigptError
 from minigpt.core.report import Progress, Report, Result
 from minigpt.core.train.metrics import spell_time
 
@@ -173,9 +174,9 @@ class Console(Report):
         except (BrokenPipeError, ConnectionResetError):
             raise OutputClosed from None
         except OSError as e:
-            if os.name == "nt" and e.errno == 22:  # how Windows says that the pipe is closed
+            if os.name == "nt" and e.errno == errno.EINVAL:  # how Windows says that the pipe is closed
                 raise OutputClosed from None
-            raise
+            raise DataError(f"could not write the result to stdout: {e.strerror or e}") from None
 
 
 def _row(label: str, text: str) -> str:

@@ -14,7 +14,6 @@ class CommonConfig:
     """Every command has these."""
 
     config: list[str] = opt([], "YAML file of options; later files win", short="-c", metavar="FILE", save=False)
-    set: list[str] = opt([], "any model key, as in model.num_hidden_layers=4", metavar="KEY=VALUE")
     json: bool = opt(False, "print one JSON object at the end instead of text", panel="Output", save=False)
     quiet: bool = opt(False, "results, warnings and errors only", short="-q", panel="Output", save=False)
     verbose: bool = opt(False, "say more", short="-v", panel="Output", save=False, advanced=True)

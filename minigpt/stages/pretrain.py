@@ -29,6 +29,9 @@ class Config:
         low=320,
         shown="by corpus, up to 6,400",
     )
+    set: list[str] = opt(
+        [], "any key of the new model, as in model.num_hidden_layers=4", panel="Model", metavar="KEY=VALUE"
+    )
     data: DataConfig = group(DataConfig)
     optim: OptimConfig = group(OptimConfig)
     train: TrainConfig = group(TrainConfig)

@@ -234,7 +234,7 @@ class Session:
         cfg = self.cfg
         self.runtime = rt.Runtime.open(cfg.device.device, cfg.device.dtype)
         rt.seed_all(cfg.device.seed)
-        overrides = assignments(cfg.common.set)
+        overrides = assignments(getattr(cfg, "set", []))
         if cfg.model and self.saved is None:
             if overrides:
                 raise UsageError(

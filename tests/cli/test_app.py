@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -170,6 +171,37 @@ def test_a_reader_that_leaves_ends_the_program_quietly():
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+WAIT = """
+import sys, time
+from minigpt.cli import app
+def wait(*_):
+    print("ready", flush=True)
+    time.sleep(60)
+app._dispatch = wait
+sys.exit(app.main([]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_is_one_line_and_130():
+    """Outside of training an interrupt ends the program at once, without a trace."""
+    with subprocess.Popen([sys.executable, "-c", WAIT], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout.readline() == b"ready\n"
+        running.send_signal(signal.SIGINT)
+        err = running.stderr.read()
+        assert (running.wait(timeout=30), err) == (130, b"stopped: interrupted\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("args", [["--help"], ["--version", "--json"], ["--nonsense", "--json"]])
+def test_a_full_disk_behind_stdout_is_told(args):
+    """`minigpt … > file` on a full disk: exit 3 and a sentence, not a trace and not success."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "minigpt", *args], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
+    assert done.returncode == (2 if "--nonsense" in args else 3)
 
 
 def test_any_output_encoding_works():

@@ -38,7 +38,6 @@ def test_nothing_given_is_all_defaults(demo):
         (["--", "--lr"], "words", ["--lr"]),
         (["--shape", "linear"], "shape", "linear"),
         (["-odir"], "out", "dir"),
-        (["--set", "a=1", "--set", "b=2"], "set", ["a=1", "b=2"]),
     ],
 )
 def test_every_way_to_type_an_option(demo, args, name, value):

@@ -21,7 +21,7 @@ class SlotCache:
         self.held = held
 
     def update(self, k: Tensor, v: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, K, T, D) of the first B slots at position_ids (B, T); returns keys and values, (B, K, S, D)."""
+        """Store k, v (B, K, T, D) of the first B slots at position_ids (B, T). Returns keys, values (B, K, S, D)."""
         rows = k.shape[0]
         slots = torch.arange(rows, device=k.device)[:, None]
         self.k[slots, :, position_ids] = k.transpose(1, 2)
@@ -37,9 +37,7 @@ class ContiguousCache:
     specs: what each layer wants to remember. slots: sequences at once. capacity: most positions of one sequence.
     """
 
-    def __init__(
-        self, specs: Sequence[KV], slots: int, capacity: int, device: torch.device | str, dtype: torch.dtype
-    ):
+    def __init__(self, specs: Sequence[KV], slots: int, capacity: int, device: torch.device | str, dtype: torch.dtype):
         self.capacity = capacity
         self.held = capacity
         shapes = [(slots, spec.heads, capacity, spec.head_dim) for spec in specs]

@@ -141,9 +141,13 @@ def test_a_stop_string_held_back_at_the_end_is_text():
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_logprobs_are_the_models(temperature):
     """Each recorded value is the log-probability that a full forward gives that token, the ending one included."""
+
+    class Ends(Letters):
+        eos_ids = (50, 100, 150, 200)
+
     model = tiny("qwen3")
     params = SamplingParams(max_tokens=60, temperature=temperature, logprobs=True, seed=9)
-    done = engine(model).generate(prompts(4, 11, 2), params, n=2)
+    done = Engine(model, Ends()).generate(prompts(4, 11, 2), params, n=2)
     assert any(c.end_id is not None for c in done)
     for completion in done:
         prompt = prompts(4, 11, 2)[completion.prompt_index]
@@ -166,7 +170,7 @@ def test_long_prompts_are_computed_in_chunks():
         for token in done.ids:
             with torch.inference_mode():
                 hidden = model.hidden(torch.tensor([ids]), torch.arange(len(ids))[None])
-            assert model.head(hidden[0, -1]).argmax().item() == token
+                assert model.head(hidden[0, -1]).argmax().item() == token
             ids.append(token)
         assert len(done.ids) == min(2, 2 * CHUNK + 3 - length)
 

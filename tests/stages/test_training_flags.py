@@ -1,0 +1,241 @@
+"""Every training flag does what its help says: seen from outside, in what a short run leaves behind."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.conftest import run_cli
+
+TINY = ["--set", "model.hidden_size=32", "--set", "model.num_hidden_layers=1", "--set", "model.intermediate_size=48",
+        "--set", "model.num_attention_heads=2", "--size", "1m", "--max-len", "32", "--batch-tokens", "128"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flags")
+    rows = [{"text": f"row {i} " + "the quick brown fox " * (i % 5)} for i in range(120)]
+    (folder / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "v.jsonl").write_text("".join(json.dumps({"text": f"held out {i}"}) + "\n" for i in range(9)))
+    (folder / "bad.jsonl").write_text((folder / "a.jsonl").read_text() + '{"text": null}\n{oops\n')
+    (folder / "book.txt").write_text("one line\nanother line\n\nnext paragraph\n")
+    assert run_cli("tokenize", "train", "-d", folder / "a.jsonl", "--vocab-size", "350", "-o", folder / "tok")[0] == 0
+    return folder
+
+
+@pytest.fixture
+def train(home, tmp_path):
+    """Run pretrain with a ready tokenizer. Returns (run directory, stderr, exit code)."""
+
+    def go(*flags, steps=4, data="a.jsonl", out="run", tokenizer=True):
+        args = ["pretrain", "-d", home / data, *TINY, "-o", tmp_path / out, *flags]
+        args += ["--steps", steps] if steps else []
+        args += ["-t", home / "tok"] if tokenizer else []
+        code, _, err = run_cli(*args)
+        return tmp_path / out, err, code
+
+    return go
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run):
+    return load_file(run / (run / "latest").read_text().strip() / "model.safetensors")
+
+
+def step_names(run):
+    return sorted(p.name for p in run.glob("step-*"))
+
+
+def test_pad_puts_one_document_in_a_row(train):
+    _, err, code = train("--pack", "pad")
+    assert code == 0 and "one to a row: 114 rows" in err
+
+
+def test_val_data_names_the_held_out_documents(train, home):
+    run, err, code = train("--val-data", home / "v.jsonl")
+    assert code == 0 and "120 documents →" in err and "9 documents held out" in err
+    assert "val_loss" in metrics(run)[-1]
+
+
+def test_val_split_zero_holds_nothing_out(train):
+    run, err, _ = train("--val-split", "0")
+    assert "0 documents held out" in err and "val_loss" not in metrics(run)[-1] and not (run / "best").exists()
+
+
+def test_bad_rows_stop_or_are_counted(train):
+    _, err, code = train(data="bad.jsonl")
+    assert code == 3 and "bad.jsonl:121" in err and "--max-bad" in err
+    _, err, code = train("--max-bad", "2", data="bad.jsonl", out="b")
+    assert code == 0 and "2 rows" in err and "skipped" in err
+
+
+@pytest.mark.parametrize(("how", "documents"), [("blank", 2), ("line", 3), ("file", 1)])
+def test_split_docs_cuts_plain_text(train, how, documents):
+    _, err, code = train("--split-docs", how, "--val-split", "0", data="book.txt", steps=1)
+    assert code == 0 and f"data   {documents} documents" in err
+
+
+def test_long_documents(train):
+    assert "were left out" in train("--long", "drop", "--max-len", "12", out="d")[1]
+    assert "were cut" in train("--long", "truncate", "--max-len", "12", out="t")[1]
+    _, err, code = train("--long", "error", "--max-len", "12", out="e")
+    assert code == 3 and "more than --max-len 12" in err
+
+
+def test_vocab_size_is_what_the_trained_tokenizer_gets(train):
+    run, err, _ = train("--vocab-size", "330", tokenizer=False, steps=1)
+    assert "330 BPE trained here" in err and weights(run)["model.embed_tokens.weight"].shape[0] == 330
+
+
+def test_lengths(train):
+    assert metrics(train("--log-every", "1")[0])[-1]["step"] == 4
+    assert metrics(train("--epochs", "2", steps=None, out="e")[0])[-1]["epoch"] == pytest.approx(2, abs=0.2)
+    tokens = metrics(train("--tokens", "600", steps=None, out="t")[0])[-1]["tokens"]
+    assert 550 <= tokens <= 750
+
+
+def test_batch_size_changes_no_row_and_batch_tokens_does(train):
+    one = metrics(train("--dtype", "float32", "--batch-size", "1", out="1")[0])
+    four = metrics(train("--dtype", "float32", "--batch-size", "4", out="4")[0])
+    assert [r["tokens"] for r in one] == [r["tokens"] for r in four]
+    assert one[-1]["loss"] == pytest.approx(four[-1]["loss"], abs=1e-5)
+    assert metrics(train("--batch-tokens", "64", out="b")[0])[-1]["tokens"] < one[-1]["tokens"]
+
+
+def test_learning_rate_flags(train):
+    rates = [r["lr"] for r in metrics(train("--lr", "1e-3", "--schedule", "linear", "--warmup", "2", "--min-lr", "0.5",
+                                            "--log-every", "1")[0])]  # fmt: skip
+    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 0.75e-3])
+    flat = [r["lr"] for r in metrics(train("--lr", "1e-3", "--schedule", "constant", "--warmup", "0", "--log-every", "1",
+                                           out="c")[0])]  # fmt: skip
+    assert flat == [1e-3] * 4
+    wsd = [r["lr"] for r in metrics(train("--lr", "1e-3", "--decay", "0.5", "--warmup", "0", "--log-every", "1",
+                                          out="w")[0])]  # fmt: skip
+    assert wsd == pytest.approx([1e-3, 1e-3, 1e-3, 0.5e-3])
+
+
+def test_a_rate_far_off_is_warned_about(train):
+    assert "far below the usual" in train("--lr", "1e-5")[1]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--optimizer", "muon"], ["--weight-decay", "0.9"], ["--clip", "0.01"], ["--beta1", "0.1"], ["--beta2", "0.5"],
+     ["--eps", "0.1"], ["--seed", "1"], ["--dtype", "float32"], ["--dtype", "float16"]],
+)  # fmt: skip
+def test_optimisation_flags_change_the_weights(train, flags):
+    base, other = train("--dtype", "bfloat16")[0], train("--dtype", "bfloat16", *flags, out="other")
+    assert other[2] == 0, other[1]
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert weights(other[0])[name].dtype == torch.float32 and not torch.equal(
+        weights(base)[name], weights(other[0])[name]
+    )
+
+
+def test_pace_flags(train):
+    run, _, _ = train("--save-every", "2", "--keep", "1", "--eval-every", "3", "--log-every", "2", "--schedule", "cosine",
+                      "--eval-rows", "1", steps=7)  # fmt: skip
+    assert [r["step"] for r in metrics(run)] == [2, 3, 4, 6, 7]
+    assert [r["step"] for r in metrics(run) if "val_loss" in r] == [3, 6, 7]
+    best = (run / "best").read_text().strip()
+    assert step_names(run) == sorted({best, "step-0000007"})
+
+
+def test_sample_prompts_are_answered_at_every_evaluation(train):
+    run, err, _ = train("--sample-prompt", "the quick", "--sample-prompt", "row", "--eval-every", "2")
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["prompt"]) for r in rows] == [(s, p) for s in (2, 4) for p in ("the quick", "row")]
+    assert err.count("sample the quick →") == 2
+
+
+def test_run_directory_flags(train):
+    run, _, code = train()
+    assert code == 0
+    first = weights(run)
+    assert train("--seed", "9")[2] == 2  # a run is there
+    assert train("--seed", "9", "--overwrite")[2] == 0
+    assert not torch.equal(first["model.norm.weight"], weights(run)["model.norm.weight"])
+    _, err, code = train("--resume", "auto", "--lr", "9e-4")
+    assert code == 2 and "--lr:" in err and "--seed: 9 → 42" not in err
+    _, err, code = train("--resume", "auto", "--lr", "9e-4", "--allow-changes", steps=6)
+    assert code == 0 and "--steps: 4 → 6" in err and metrics(run)[-1]["step"] == 6
+
+
+def test_max_time_saves_and_answers_75(train):
+    run, err, code = train("--max-time", "0s")
+    assert code == 75 and "--resume" in err and json.loads((run / "run.json").read_text())["status"] == "stopped"
+
+
+def test_a_step_can_be_named_to_go_back_to(train):
+    run, _, _ = train("--save-every", "1", "--keep", "9", "--lr", "1e-3", steps=4)
+    before = weights(run)
+    code, _, err = run_cli("pretrain", "--resume", run / "step-0000002")
+    assert code == 0 and "aside-step-0000004" in err
+    assert all(torch.equal(a, before[n]) for n, a in weights(run).items())
+
+
+def test_starting_from_weights(train, home):
+    run, _, _ = train()
+    code, out, err = run_cli("pretrain", "-m", run, "-d", home / "v.jsonl", "--steps", "1", "--lr", "1e-9", "--max-len", "16",
+                             "-o", run.parent / "more")  # fmt: skip
+    assert code == 0 and "step 0" not in err.split("train")[0]
+    for name, tensor in load_file(f"{out.strip()}/model.safetensors").items():
+        torch.testing.assert_close(tensor, weights(run)[name], atol=1e-6, rtol=0)
+    assert json.loads((run.parent / "more" / "run.json").read_text())["parent"]["sha256"]
+    code, _, err = run_cli(
+        "pretrain", "-m", run, "-d", home / "v.jsonl", "--set", "model.hidden_size=64", "-o", run.parent / "x"
+    )
+    assert code == 2 and "--set" in err
+
+
+def test_unknown_model_key_names_the_nearest(train):
+    _, err, code = train("--set", "model.num_hiden_layers=2")
+    assert code == 2 and "num_hidden_layers" in err
+
+
+def test_quiet_verbose_and_compile(train):
+    assert train("--quiet", out="q")[1] == ""
+    assert "pace " in train("--verbose", out="v")[1]
+    _, err, code = train("--compile", "--device", "cpu", out="c")
+    assert code == 0 and "--compile is for CUDA" in err
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(train, home, tmp_path):
+    run, _, _ = train("--vocab-size", "330", tokenizer=False, steps=1)
+    code, _, err = run_cli("pretrain", "-m", run, "-t", home / "tok", "-d", home / "a.jsonl", "-o", tmp_path / "x")
+    assert code == 3 and "350 tokens" in err
+
+
+def test_weights_of_a_mix(home, tmp_path):
+    code, _, err = run_cli("pretrain", "-d", f"{home}/a.jsonl:0.5", "-d", f"{home}/v.jsonl:3", *TINY, "-t", home / "tok",
+                           "--val-split", "0", "--epochs", "1", "-o", tmp_path / "mix", "--log-every", "1")  # fmt: skip
+    assert code == 0, err
+    one = sum(len(json.loads(line)["text"]) for line in (home / "a.jsonl").read_text().splitlines())
+    assert metrics(tmp_path / "mix")[-1]["epoch"] == 1.0 and one
+
+
+def test_options_from_environment_and_yaml(train, home, tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text("lr: 1e-5\nlog_every: 1\n")
+    monkeypatch.setenv("MINIGPT_PRETRAIN_SCHEDULE", "constant")
+    run, _, code = train("-c", tmp_path / "c.yaml", "--warmup", "0", "--log_every", "2", "--eval-every", "4")
+    assert code == 0 and [(r["step"], r["lr"]) for r in metrics(run)] == [(2, 1e-5), (4, 1e-5)]
+    saved = (run / "config.yaml").read_text()
+    assert f"lr: 1e-05  # {tmp_path / 'c.yaml'}" in saved and 'schedule: "constant"  # environment' in saved
+
+
+def test_a_nan_ends_the_run_with_code_6(train, monkeypatch):
+    from minigpt.core.train import losses
+
+    real = losses.next_token
+
+    def poisoned(model, batch):
+        out = real(model, batch)
+        return losses.StepOutput(out.sum_loss * float("nan"))
+
+    monkeypatch.setattr(losses, "next_token", poisoned)
+    run, err, code = train()
+    assert code == 6 and "data rows" in err and "--lr" in err
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"

@@ -144,14 +144,15 @@ class _Window:
         self._counted = self.at
         return self._line
 
-    def more(self, size: int = _CHUNK) -> bool:
+    def more(self, size: int = 0) -> bool:
         """Read on, forgetting what lies before the cursor. False at the end of the file."""
-        block = self.file.stream.read(size)
+        block = self.file.stream.read(size or _CHUNK)
         self._ended = not block
+        fresh = self._utf8.decode(block, final=self._ended)  # the end of a file may still give half a character
         self._line = self.line
-        self.text = self.text[self.at :] + self._utf8.decode(block, final=self._ended)
+        self.text = self.text[self.at :] + fresh
         self.at = self._counted = 0
-        return not self._ended
+        return bool(block or fresh)
 
     def skip(self, characters: str) -> bool:
         """Move to the next character that is none of these; False when there is none left."""
@@ -178,8 +179,10 @@ class _Window:
                 value, end = self._json.raw_decode(self.text, self.at)
             except json.JSONDecodeError as e:
                 whole = e.pos < len(self.text) - _CUT_SHORT and not e.msg.startswith("Unterminated string")
-                if whole or self._ended or len(self.text) - self.at > LONGEST_ROW:
+                if whole or self._ended:
                     raise
+                if len(self.text) - self.at > LONGEST_ROW:
+                    raise ValueError(f"no end within {LONGEST_ROW:,} characters") from None
             else:
                 if end < len(self.text) or self._ended or self.text[end - 1] in '}]"':
                     self.begin, self.at = self.at, end
@@ -194,8 +197,10 @@ class _Window:
             if found := _OBJECT_LINE.search(self.text, self.at):
                 self.at = found.end()
                 return passed.rstrip()
-            self.at = len(self.text)
+            held = self.text.rstrip(" \t")
+            self.at = len(held) - 1 if held.endswith("\n") else len(self.text)  # the object may come with the next read
             if not self.more():
+                self.at = len(self.text)
                 return passed.rstrip()
 
 

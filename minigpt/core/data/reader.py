@@ -275,8 +275,10 @@ def rows(source: Input, split_docs: str = "auto") -> Iterator[Row]:
 
     split_docs: documents of a text file: `blank` = stretches between blank lines, `line`, `file`; `auto` = paragraphs
     joined to about 4 kB where there are blank lines, else lines.
-    DataError or MissingError for a file that is of another kind or damaged.
+    DataError or MissingError for a file that is of another kind or damaged, and for a token store.
     """
+    if source.path.is_dir():
+        raise DataError(f"{source.name} is a token store: its rows are gone", fix="name the files it was made from")
     try:
         with DataFile(source) as file:
             if _is_json(source.path, file):

@@ -241,7 +241,7 @@ def _remembered_sha256(path: Path) -> str:
 
 
 class _Piece(NamedTuple):
-    """One document, ready to be written. mask: a byte an id. size: bytes of text in what is learnt. content: to hash."""
+    """One document, ready to be written. mask: a byte an id. size: bytes of text that is learnt. content: to hash."""
 
     ids: list[int]
     mask: bytes

@@ -16,6 +16,9 @@ from torch import Tensor
 from minigpt.core.errors import UsageError
 
 
+HEAD = 256  # likeliest tokens among which top-p looks first: sorting all of them costs more than the model does
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How to sample. The defaults change nothing: the model's own distribution.
@@ -62,14 +65,24 @@ def filtered(logits: Tensor, params: SamplingParams, history: Sequence[Sequence[
         least = logits.topk(params.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     if params.top_p < 1:
-        ascending, order = logits.sort()
-        drop = ascending.softmax(-1).cumsum(-1) <= 1 - params.top_p
-        drop[:, -1] = False  # the likeliest always stays
-        logits = logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
+        logits = _top_p(logits, params.top_p)
     if params.min_p > 0:
         probs = logits.softmax(-1)
         logits = logits.masked_fill(probs < params.min_p * probs.amax(-1, keepdim=True), -torch.inf)
     return logits
+
+
+def _top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Drop the unlikeliest tokens that together hold at most 1 - top_p (Holtzman et al., 2020, arXiv:1904.09751)."""
+    probs = logits.softmax(-1)
+    values, order = (x.flip(-1) for x in probs.topk(min(HEAD, logits.shape[-1])))  # ascending
+    rest = 1 - values.sum(-1, keepdim=True)
+    if logits.shape[-1] <= HEAD or (rest > 1 - top_p).any():  # a flat distribution: the border lies further down
+        ascending, order = logits.sort()
+        values, rest = ascending.softmax(-1), 0
+    drop = rest + values.cumsum(-1) <= 1 - top_p
+    drop[:, -1] = False  # the likeliest always stays
+    return logits.masked_fill(torch.ones_like(probs, dtype=torch.bool).scatter(1, order, drop), -torch.inf)
 
 
 def _penalise(logits: Tensor, penalty: float, history: Sequence[Sequence[int]]) -> Tensor:
@@ -95,13 +108,10 @@ def sample(
     if params.temperature == 0:
         ids = logits.argmax(-1)
     else:
-        probs = logits.double().softmax(-1).cpu()
-        below = probs.cumsum(-1)
+        below = logits.softmax(-1).cpu().cumsum(-1, dtype=torch.float64)
         u = torch.tensor([[uniform(*draw)] for draw in draws], dtype=torch.float64)
-        ids = torch.searchsorted(below, u * below[:, -1:], right=True).squeeze(1)
-        # rounding may point behind the last token that has any probability
-        last = (probs > 0).int().cumsum(-1).argmax(-1)
-        ids = torch.minimum(ids, last).to(logits.device)
+        # the first token whose sum exceeds u: one of probability 0 adds nothing, so it never is
+        ids = torch.searchsorted(below, u * below[:, -1:], right=True).squeeze(1).to(logits.device)
     chosen = logits.log_softmax(-1).gather(1, ids[:, None]).squeeze(1).tolist() if params.logprobs else []
     return ids.tolist(), chosen
 

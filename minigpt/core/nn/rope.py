@@ -106,18 +106,24 @@ class RotaryEmbedding:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x_i, x_{i + D/2}) by its angle. x: (B, T, H, D). cos, sin: (B, T, D) of RotaryEmbedding."""
-    return _Rotate.apply(x, cos[:, :, None], sin[:, :, None])
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return _Rotate.apply(x, cos, sin) if x.requires_grad else _turn(x, cos, sin, 1)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """x cos ± swap(x) sin, in three passes over memory."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin, value=sign)
 
 
 class _Rotate(torch.autograd.Function):
-    """x cos + swap(x) sin in three passes over memory, backward the same with the angle negated."""
+    """Backward turns by the negated angle."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+        return _turn(x, cos, sin, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return (grad * cos).addcmul_(grad.roll(grad.shape[-1] // 2, -1), sin, value=-1), None, None
+        return _turn(grad, cos, sin, -1), None, None

@@ -174,6 +174,7 @@ class SeqInfo:
     cached: bool = False
     documents: DocumentPlan | None = None
     mask: Tensor | None = None
+    _unseen: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def packed(
@@ -196,6 +197,13 @@ class SeqInfo:
     def continued(cls, position_ids: Tensor, rope: RotaryEmbedding, dtype: torch.dtype) -> SeqInfo:
         """New tokens of sequences whose past is in a cache."""
         return cls(position_ids, *rope(position_ids, dtype), cached=True)
+
+    def unseen(self, keys: int) -> Tensor:
+        """With a cache of `keys` positions S: True where a query must not look, (B, 1, 1, T, S). Made once a forward."""
+        if keys not in self._unseen:
+            at = torch.arange(keys, device=self.position_ids.device)
+            self._unseen[keys] = at > self.position_ids[:, None, None, :, None]
+        return self._unseen[keys]
 
     def rope(self, x: Tensor) -> Tensor:
         """Rotate queries or keys by their positions. x: (B, T, heads, D)."""

@@ -238,6 +238,7 @@ class Trainer:
         if c.window.skipped:
             row["skipped"] = c.window.skipped
         c.window = Window()
+        rt.release_memory()
         return row
 
     def _evaluate(self) -> dict[str, float]:

@@ -412,6 +412,9 @@ def test_texts_for_training_are_strict(tmp_path):
     with pytest.raises(DataError, match=r"a\.jsonl:2 has null as text"):
         list(texts_for_training([str(file)]))
     assert list(texts_for_training([str(file)], max_bad="1")) == ["one", "three"]
+    assert list(texts_for_training([str(file)], max_bad="34%")) == ["one", "three"]
+    with pytest.raises(DataError, match="1 of 3 rows are bad"):
+        list(texts_for_training([str(file)], max_bad="33%"))
 
 
 def test_a_tokenizer_is_not_trained_on_tokens(tmp_path):

@@ -132,6 +132,18 @@ def test_a_first_line_that_is_cut_off_does_not_take_the_next_with_it(here):
     ]
 
 
+def test_a_fault_costs_one_row_wherever_the_buffer_ends(here, monkeypatch):
+    good = [f'  {{"text": "{i}"}}' for i in range(6)]
+    put(here / "a.json", "[\n" + ",\n".join([good[0], '{"text": }' + " " * 90, *good[1:]]) + "\n]")
+    for chunk in range(1, 160):
+        monkeypatch.setattr(jsonstream, "_CHUNK", chunk)
+        assert [v for _, v in read("a.json")] == [
+            {"text": "0"},
+            "invalid JSON",
+            *({"text": f"{i}"} for i in range(1, 6)),
+        ]
+
+
 def test_a_fault_in_an_array_costs_one_row(here):
     put(here / "a.json", '[\n{"text": "a"},\n{"text": },\n{"text": "c"},\n  {"text": "d"}\n]\n')
     assert read("a.json") == [
@@ -168,12 +180,30 @@ def test_json_that_is_nested_beyond_reason_is_a_fault(here):
     assert [v for _, v in read("a.jsonl")] == [{"a": 1}, "invalid JSON", {"a": 2}]
 
 
-def test_a_row_without_end_is_given_up(here, monkeypatch):
-    """An unclosed string must not pull in the file."""
-    monkeypatch.setattr(jsonstream, "LONGEST_ROW", 1000)
-    monkeypatch.setattr(jsonstream, "_CHUNK", 100)
-    put(here / "a.json", '[{"text": "a"},\n{"text": "' + "x" * 20_000 + '\n{"text": "c"}]')
-    assert [v for _, v in read("a.json")] == [{"text": "a"}, "invalid JSON", {"text": "c"}]
+@pytest.mark.parametrize("begin", ['[{"text": "', '[{"text": ['], ids=["quote", "bracket"])
+def test_a_row_without_end_does_not_pull_in_the_file(here, monkeypatch, begin):
+    monkeypatch.setattr(jsonstream, "LONGEST_ROW", 1 << 15)
+    monkeypatch.setattr(jsonstream, "_CHUNK", 1 << 12)
+    rows = [{"text": f"{i}" + "x" * 1000} for i in range(5_000)]
+    put(here / "a.json", begin + "\n" + ",\n".join(json.dumps(r) for r in rows) + "]")
+    (source,) = reader.expand(["a.json"])
+    tracemalloc.start()
+    faults = [r.where for r in reader.rows(source) if r.fault]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert faults == ["a.json:1 (row 1)"] and peak < 1 << 20
+    assert [v for _, v in read("a.json")][1:] == rows
+
+
+def test_what_follows_the_last_row_is_not_ignored(here):
+    put(here / "a.jsonl", json.dumps(ROWS[0], indent=1).encode() + b"\n\xe4")
+    assert read("a.jsonl") == [("a.jsonl:1", ROWS[0]), ("a.jsonl:4", "invalid JSON")]
+
+
+def test_a_number_is_not_cut_in_two(here, monkeypatch):
+    monkeypatch.setattr(jsonstream, "_CHUNK", 3)
+    put(here / "a.json", "[12345, 67, 890123]")
+    assert [v for _, v in read("a.json")] == [12345, 67, 890123]
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,7 @@ from minigpt.core.errors import DataError, UsageError
 from minigpt.core.report import Progress, Report
 
 TEXTS = [f"Document {i}: " + "the quick brown fox, 春風 " * (i % 7 + 1) for i in range(300)]
-CHATS = [
-    {"instruction": f"Say {i}.", "input": "", "output": f"{i}!" * (i % 3 + 1)} for i in range(50)
-]  # fmt: skip
+CHATS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}!" * (i % 3 + 1)} for i in range(50)]
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +256,7 @@ def test_a_copy_elsewhere_is_the_same_store(cache, base):
     again = build(["b.jsonl:2"], base)
     assert again.path == first.path
     assert again.meta["sources"][0]["path"] == "b.jsonl" and again.weights == {0: 2.0}
+    assert again.fingerprint != first.fingerprint  # a resumed run would see its rows in another order
 
 
 def test_every_change_that_matters_gives_another_store(cache, base, talker):
@@ -303,6 +302,14 @@ def test_a_damaged_store_is_named_when_opened_and_made_again_when_built(cache, b
         Store.load(made.path)
     build(["a.jsonl"], base)
     assert file.read_bytes() == good
+
+
+def test_documents_of_another_store_are_noticed(cache, base):
+    one, two = (build([write_texts(f"{n}.jsonl", TEXTS[:n])], base) for n in (20, 21))
+    shutil.copy(one.path / "docs.npy", two.path / "docs.npy")
+    with pytest.raises(DataError, match=r"docs\.npy is damaged") as caught:
+        Store.load(two.path)
+    assert caught.value.found == "20"
 
 
 def test_progress_ends_at_the_size_of_the_sources(cache, base):

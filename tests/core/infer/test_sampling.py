@@ -66,6 +66,17 @@ def test_filters_equal_transformers(changes, seed):
     assert torch.allclose(got, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5, 4.0, 8.0])
+def test_top_p_over_a_large_vocabulary(spread):
+    """Also where only the likeliest tokens are looked at, and where a flat row among peaked ones forbids that."""
+    torch.manual_seed(0)
+    logits = torch.randn(5, 6400) * 8
+    logits[0] = torch.randn(6400) * spread
+    params = SamplingParams(top_p=0.95)
+    got, want = (f(params) for f in (lambda p: filtered(logits, p, []), lambda p: theirs(p, logits, logits.clone())))
+    assert torch.equal(got.isinf(), want.isinf())
+
+
 def test_greedy_is_the_likeliest_after_the_penalty():
     """Temperature 0 takes the maximum, ignores the other filters, and respects the repetition penalty."""
     logits = torch.tensor([[1.0, 3.0, 2.9]])

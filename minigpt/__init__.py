@@ -1,9 +1,9 @@
 """Small language models that one person can train, understand, prove and ship.
 
-    import minigpt
-    done = minigpt.train("pretrain", data=["poems.jsonl"], size="1m", out="runs/poems")
-    model = minigpt.load("runs/poems")
-    print(minigpt.Engine(model).complete("春風"))
+import minigpt
+done = minigpt.train("pretrain", data=["poems.jsonl"], size="1m", out="runs/poems")
+model = minigpt.load("runs/poems")
+print(minigpt.Engine(model).complete("春風"))
 """
 
 from __future__ import annotations

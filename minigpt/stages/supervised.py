@@ -162,7 +162,7 @@ class Session:
         """The model's own template; else ours, with a think block when the data has reasoning to learn."""
         from minigpt.core.data.chat import template
 
-        wish = self.cfg.thinking
+        wish, data = self.cfg.thinking, self.cfg.data.data
         if wish == "auto" and self.tokenizer.chat_template is not None:
             return
         if TURN_END not in self.tokenizer.added:
@@ -171,7 +171,13 @@ class Session:
                 found=f"no {TURN_END} among its added tokens",
                 fix="start from a model that has them",
             )
-        thinking = wish == "on" or (wish == "auto" and has_reasoning(self.cfg.data.data))
+        if packed := [p for p in data if p != "-" and (Path(p) / "meta.json").is_file()]:
+            rendered = read_json(Path(packed[0]) / "meta.json").get("tokenizer")
+            for thinking in (False, True):  # the template it was packed with; any other is refused when it is opened
+                self.tokenizer.chat_template = template(thinking)
+                if self.tokenizer.fingerprint == rendered:
+                    return
+        thinking = wish == "on" or (wish == "auto" and not packed and has_reasoning(data))
         self.tokenizer.chat_template = template(thinking)
 
     def _data(self) -> None:
@@ -323,9 +329,7 @@ class Session:
         self.log.start(dump(cfg, self.origins), facts)
         kind = self.model.config.model_type + (f", {cfg.size}" if facts["size"] and not cfg.model else "")
         size = short(facts["parameters"])
-        self.report.title(
-            f"minigpt {self.job.stage} · {size} parameters ({kind}) · {self.runtime.name} · {self.path}"
-        )
+        self.report.title(f"minigpt {self.job.stage} · {size} parameters ({kind}) · {self.runtime.name} · {self.path}")
         seen = self.epochs or self.rows_per_step * self.total / self.rows_per_epoch
         name = {"adamw": "AdamW", "muon": "Muon + AdamW"}[cfg.optim.optimizer]
         shape = cfg.optim.schedule.upper() if cfg.optim.schedule == "wsd" else cfg.optim.schedule

@@ -239,3 +239,23 @@ def test_a_nan_ends_the_run_with_code_6(train, monkeypatch):
     run, err, code = train()
     assert code == 6 and "data rows" in err and "--lr" in err
     assert json.loads((run / "run.json").read_text())["status"] == "failed"
+
+
+def test_packed_stores_train_as_their_files_do(train, home, tmp_path):
+    """`tokenize pack` ahead of time, for text and for chats: the same weights as from the file itself."""
+    chats = "".join(json.dumps({"prompt": f"say {i % 7}", "completion": f"{i % 7}!"}) + "\n" for i in range(60))
+    (tmp_path / "chat.jsonl").write_text(chats)
+    run, _, _ = train("--val-split", "0.1")
+    assert run_cli("tokenize", "pack", "-d", home / "a.jsonl", "-t", home / "tok", "-o", tmp_path / "text")[0] == 0
+    packed, err, code = train("--val-split", "0.1", data=tmp_path / "text", out="packed")
+    assert code == 0, err
+    assert all(torch.equal(a, weights(run)[n]) for n, a in weights(packed).items())
+    code, _, err = run_cli(
+        "tokenize", "pack", "--kind", "chat", "-d", tmp_path / "chat.jsonl", "-t", run, "-o", tmp_path / "chat"
+    )
+    assert code == 0, err
+    for data in ("chat.jsonl", "chat"):
+        code, _, err = run_cli("sft", "-m", run, "-d", tmp_path / data, "--steps", "2", "-o", tmp_path / f"sft-{data}")
+        assert code == 0, err
+    a, b = (weights(tmp_path / f"sft-{data}") for data in ("chat.jsonl", "chat"))
+    assert all(torch.equal(a[n], b[n]) for n in a)

@@ -64,14 +64,14 @@ class _ChunkedNLL(torch.autograd.Function):
             return _backward_with_entropy(ctx, grad_nll, grad_entropy)
         scale = (grad_nll / ctx.temperature)[:, None]  # (N, 1); multiplies the narrow side of both products, not (n, V)
         scaled = (hidden * scale).to(hidden.dtype)
-        below = torch.expm1(-nll).to(weight.dtype)[:, None]  # p(label) - 1 without cancellation
+        below = torch.expm1(-nll).to(weight.dtype)  # p(label) - 1 without cancellation
         grad_hidden = torch.empty_like(hidden)
         grad_weight = weight.new_zeros(weight.shape[::-1], dtype=torch.float32)  # (C, V): the faster product's layout
         probability = hidden.new_empty(min(ctx.size, hidden.shape[0]), weight.shape[0])
         for rows, logits in _chunks(hidden, weight, ctx.size):
             p = probability[: logits.shape[0]]
             torch.softmax(logits if ctx.temperature == 1 else logits.float() / ctx.temperature, -1, out=p)
-            p.scatter_(1, labels[rows, None], below[rows])
+            p[torch.arange(len(p), device=p.device), labels[rows]] = below[rows]
             torch.mm(p, weight, out=grad_hidden[rows])
             _add_product(grad_weight, scaled[rows].t(), p)
         return (grad_hidden * scale).to(hidden.dtype), grad_weight.t().to(weight.dtype), None, None, None, None

@@ -5,10 +5,25 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tests.conftest import run_cli
 
-TINY = ["--set", "model.hidden_size=32", "--set", "model.num_hidden_layers=1", "--set", "model.intermediate_size=48",
-        "--set", "model.num_attention_heads=2", "--size", "1m", "--max-len", "32", "--batch-tokens", "128"]  # fmt: skip
+TINY = [
+    "--set",
+    "model.hidden_size=32",
+    "--set",
+    "model.num_hidden_layers=1",
+    "--set",
+    "model.intermediate_size=48",
+    "--set",
+    "model.num_attention_heads=2",
+    "--size",
+    "1m",
+    "--max-len",
+    "32",
+    "--batch-tokens",
+    "128",
+]
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +121,24 @@ def test_batch_size_changes_no_row_and_batch_tokens_does(train):
 
 
 def test_learning_rate_flags(train):
-    rates = [r["lr"] for r in metrics(train("--lr", "1e-3", "--schedule", "linear", "--warmup", "2", "--min-lr", "0.5",
-                                            "--log-every", "1")[0])]  # fmt: skip
+    rates = [
+        r["lr"]
+        for r in metrics(
+            train("--lr", "1e-3", "--schedule", "linear", "--warmup", "2", "--min-lr", "0.5", "--log-every", "1")[0]
+        )
+    ]
     assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 0.75e-3])
-    flat = [r["lr"] for r in metrics(train("--lr", "1e-3", "--schedule", "constant", "--warmup", "0", "--log-every", "1",
-                                           out="c")[0])]  # fmt: skip
+    flat = [
+        r["lr"]
+        for r in metrics(
+            train("--lr", "1e-3", "--schedule", "constant", "--warmup", "0", "--log-every", "1", out="c")[0]
+        )
+    ]
     assert flat == [1e-3] * 4
-    wsd = [r["lr"] for r in metrics(train("--lr", "1e-3", "--decay", "0.5", "--warmup", "0", "--log-every", "1",
-                                          out="w")[0])]  # fmt: skip
+    wsd = [
+        r["lr"]
+        for r in metrics(train("--lr", "1e-3", "--decay", "0.5", "--warmup", "0", "--log-every", "1", out="w")[0])
+    ]
     assert wsd == pytest.approx([1e-3, 1e-3, 1e-3, 0.5e-3])
 
 
@@ -123,9 +148,18 @@ def test_a_rate_far_off_is_warned_about(train):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--optimizer", "muon"], ["--weight-decay", "0.9"], ["--clip", "0.01"], ["--beta1", "0.1"], ["--beta2", "0.5"],
-     ["--eps", "0.1"], ["--seed", "1"], ["--dtype", "float32"], ["--dtype", "float16"]],
-)  # fmt: skip
+    [
+        ["--optimizer", "muon"],
+        ["--weight-decay", "0.9"],
+        ["--clip", "0.01"],
+        ["--beta1", "0.1"],
+        ["--beta2", "0.5"],
+        ["--eps", "0.1"],
+        ["--seed", "1"],
+        ["--dtype", "float32"],
+        ["--dtype", "float16"],
+    ],
+)
 def test_optimisation_flags_change_the_weights(train, flags):
     base, other = train("--dtype", "bfloat16")[0], train("--dtype", "bfloat16", *flags, out="other")
     assert other[2] == 0, other[1]
@@ -136,8 +170,21 @@ def test_optimisation_flags_change_the_weights(train, flags):
 
 
 def test_pace_flags(train):
-    run, _, _ = train("--save-every", "2", "--keep", "1", "--eval-every", "3", "--log-every", "2", "--schedule", "cosine",
-                      "--eval-rows", "1", steps=7)  # fmt: skip
+    run, _, _ = train(
+        "--save-every",
+        "2",
+        "--keep",
+        "1",
+        "--eval-every",
+        "3",
+        "--log-every",
+        "2",
+        "--schedule",
+        "cosine",
+        "--eval-rows",
+        "1",
+        steps=7,
+    )
     assert [r["step"] for r in metrics(run)] == [2, 3, 4, 6, 7]
     assert [r["step"] for r in metrics(run) if "val_loss" in r] == [3, 6, 7]
     best = (run / "best").read_text().strip()
@@ -179,8 +226,21 @@ def test_a_step_can_be_named_to_go_back_to(train):
 
 def test_starting_from_weights(train, home):
     run, _, _ = train()
-    code, out, err = run_cli("pretrain", "-m", run, "-d", home / "v.jsonl", "--steps", "1", "--lr", "1e-9", "--max-len", "16",
-                             "-o", run.parent / "more")  # fmt: skip
+    code, out, err = run_cli(
+        "pretrain",
+        "-m",
+        run,
+        "-d",
+        home / "v.jsonl",
+        "--steps",
+        "1",
+        "--lr",
+        "1e-9",
+        "--max-len",
+        "16",
+        "-o",
+        run.parent / "more",
+    )
     assert code == 0 and "step 0" not in err.split("train")[0]
     for name, tensor in load_file(f"{out.strip()}/model.safetensors").items():
         torch.testing.assert_close(tensor, weights(run)[name], atol=1e-6, rtol=0)
@@ -210,8 +270,24 @@ def test_a_tokenizer_that_does_not_fit_is_refused(train, home, tmp_path):
 
 
 def test_weights_of_a_mix(home, tmp_path):
-    code, _, err = run_cli("pretrain", "-d", f"{home}/a.jsonl:0.5", "-d", f"{home}/v.jsonl:3", *TINY, "-t", home / "tok",
-                           "--val-split", "0", "--epochs", "1", "-o", tmp_path / "mix", "--log-every", "1")  # fmt: skip
+    code, _, err = run_cli(
+        "pretrain",
+        "-d",
+        f"{home}/a.jsonl:0.5",
+        "-d",
+        f"{home}/v.jsonl:3",
+        *TINY,
+        "-t",
+        home / "tok",
+        "--val-split",
+        "0",
+        "--epochs",
+        "1",
+        "-o",
+        tmp_path / "mix",
+        "--log-every",
+        "1",
+    )
     assert code == 0, err
     one = sum(len(json.loads(line)["text"]) for line in (home / "a.jsonl").read_text().splitlines())
     assert metrics(tmp_path / "mix")[-1]["epoch"] == 1.0 and one

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from minigpt.core.errors import UsageError
 
-
 HEAD = 256  # likeliest tokens among which top-p looks first: sorting all of them costs more than the model does
 
 

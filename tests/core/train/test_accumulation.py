@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tests.conftest import tiny
 
 from minigpt.core.data.source import PackedSource, plan_rows
 from minigpt.core.train.losses import next_token
 from minigpt.core.train.optim import Masters
+from tests.conftest import tiny
 
 
 class Documents:

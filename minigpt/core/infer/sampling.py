@@ -78,7 +78,7 @@ def _top_p(logits: Tensor, top_p: float) -> Tensor:
     rest = 1 - values.sum(-1, keepdim=True)
     if logits.shape[-1] <= HEAD or (rest > 1 - top_p).any():  # a flat distribution: the border lies further down
         ascending, order = logits.sort()
-        values, rest = ascending.softmax(-1), 0
+        values, rest = ascending.softmax(-1), torch.zeros_like(rest)
     drop = rest + values.cumsum(-1) <= 1 - top_p
     drop[:, -1] = False  # the likeliest always stays
     return logits.masked_fill(torch.ones_like(probs, dtype=torch.bool).scatter(1, order, drop), -torch.inf)

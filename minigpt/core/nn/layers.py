@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SMALL = 1 << 18  # numbers; torch's own norm has less overhead, and below this size that decides
+
 
 class RMSNorm(nn.Module):
     """Root mean square norm (Zhang & Sennrich, 2019, arXiv:1910.07467), computed in float32 whatever the input."""
@@ -23,7 +25,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., size). Same shape and dtype back."""
         weight = self.weight.to(x.dtype)
-        if x.device.type == "cpu" and torch.is_grad_enabled():
+        if x.device.type == "cpu" and (torch.is_grad_enabled() or x.numel() > SMALL):
             return _RMSNorm.apply(x, weight, self.eps)
         return F.rms_norm(x, weight.shape, weight, self.eps)
 

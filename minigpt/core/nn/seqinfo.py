@@ -199,7 +199,7 @@ class SeqInfo:
         return cls(position_ids, *rope(position_ids, dtype), cached=True)
 
     def unseen(self, keys: int) -> Tensor:
-        """With a cache of `keys` positions S: True where a query must not look, (B, 1, 1, T, S). Made once a forward."""
+        """True where a query must not look among S cached keys, (B, 1, 1, T, S). Made once a forward."""
         if keys not in self._unseen:
             at = torch.arange(keys, device=self.position_ids.device)
             self._unseen[keys] = at > self.position_ids[:, None, None, :, None]

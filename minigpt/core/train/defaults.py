@@ -9,7 +9,7 @@ import math
 
 from minigpt.core.report import Report
 
-_STAGE_SHARE = {"pretrain": 1.0, "sft": 0.3}  # of the pretraining rate: fine-tuning starts from weights worth keeping
+_STAGE_SHARE = {"pretrain": 1.0, "sft": 0.5}  # of the pretraining rate: fine-tuning starts from weights worth keeping
 _FEWEST_STEPS = {
     "pretrain": 200,
     "sft": 50,

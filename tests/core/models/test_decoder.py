@@ -50,7 +50,7 @@ def pack(parts: list[Batch], width: int, pad_id: int = 0) -> Batch:
 
 def loss_and_gradients(model: Decoder, batches: list[Batch]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
-    total = torch.zeros(())
+    total = torch.zeros((), device=model.head_weight.device)
     for batch in batches:
         loss = model(batch).nll.sum()
         loss.backward()
@@ -190,3 +190,16 @@ def test_initial_loss_is_that_of_guessing():
     assert model(batch).nll.mean().item() == pytest.approx(7.6, abs=0.1)
     std = model.model.layers[0].mlp.up_proj.weight.std().item()
     assert std == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_cuda_equals_cpu(arch):
+    """Packed rows give the CPU's losses and gradients on a CUDA device."""
+    model, batch = tiny(arch), pack(documents(LENGTHS), 100)
+    loss, gradients = loss_and_gradients(model, [batch])
+    there = tiny(arch).to("cuda")
+    loss_there, gradients_there = loss_and_gradients(there, [batch.to(torch.device("cuda"))])
+    assert abs(loss - loss_there.cpu()) / loss <= 1e-5
+    for name, want in gradients.items():
+        assert (gradients_there[name].cpu() - want).norm() / want.norm() <= 1e-4, name

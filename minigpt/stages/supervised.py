@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.core.config import assignments, dump
-from minigpt.core.data.tokenizer import TURN_END
 from minigpt.core.errors import DataError, MinigptError, Stopped, UsageError
-from minigpt.core.files import RunLock, new_dir, read_json, sha256
+from minigpt.core.files import RunLock, read_json, sha256
 from minigpt.core.report import Context, Result
 from minigpt.core.train import resume
 from minigpt.core.train.defaults import suggested_batch, suggested_lr, suggested_rows, warn_lr
 from minigpt.core.train.metrics import short
 from minigpt.core.train.run import Run, make, refuse_or_clear
 from minigpt.core.train.schedule import Schedule
+from minigpt.stages.tokenizer_choice import choose
 
 
 @dataclass
@@ -90,7 +90,9 @@ class Session:
         self.saved: Any = None
         if self.place.resuming:
             self._open_checkpoint()
-        self._tokenizer()
+        self.tokenizer, self.tokenizer_note = choose(
+            self.job.kind, self.cfg, self.origins, self.path, self.saved.path if self.saved else None, self.report
+        )
         self._data()
         self._model()
         self._length()
@@ -118,67 +120,6 @@ class Session:
         if self.saved is None:
             self.log.cut_logs(0)
             self.report.note("resume", f"{self.path} has no checkpoint yet: starting at step 0")
-
-    def _tokenizer(self) -> None:
-        """--tokenizer, else the model's, else one trained on the data and kept in the run directory."""
-        from minigpt.core.data.tokenizer import Tokenizer
-
-        cfg, own = self.cfg, self.path / "tokenizer"
-        self.tokenizer_note = ""
-        if self.saved is not None:
-            self.tokenizer = Tokenizer.load(self.saved.path)
-        elif cfg.data.tokenizer:
-            self.tokenizer = Tokenizer.load(cfg.data.tokenizer)
-        elif cfg.model:
-            self.tokenizer = Tokenizer.load(cfg.model)
-        elif own.is_dir():
-            self.tokenizer = Tokenizer.load(own)
-        else:
-            self.tokenizer = self._train_tokenizer(own)
-        if self.job.kind == "chat":
-            self._chat_template()
-        elif not cfg.model:
-            self.tokenizer.chat_template = None  # a base model does not know how to chat
-
-    def _train_tokenizer(self, own: Path) -> Any:
-        from minigpt.core.data.formats import texts_for_training
-        from minigpt.core.data.reader import total_bytes
-        from minigpt.core.data.tokenizer import Tokenizer, suggested_vocab
-
-        cfg = self.cfg
-        if cfg.vocab_size is None:
-            cfg.vocab_size = suggested_vocab(total_bytes(cfg.data.data))
-            self.origins["vocab_size"] = "auto"
-        texts = texts_for_training(cfg.data.data, split_docs=cfg.data.split_docs, max_bad=cfg.data.max_bad)
-        with self.report.progress(None, label="tokenizer") as bar:
-            bar.update(0, f"training {cfg.vocab_size:,} tokens on the data", line=True)
-            tokenizer = Tokenizer.train(texts, cfg.vocab_size)
-        with new_dir(own) as work:
-            tokenizer.save(work)
-        self.tokenizer_note = f"{tokenizer.vocab_size:,} BPE trained here"
-        return tokenizer
-
-    def _chat_template(self) -> None:
-        """The model's own template; else ours, with a think block when the data has reasoning to learn."""
-        from minigpt.core.data.chat import template
-
-        wish, data = self.cfg.thinking, self.cfg.data.data
-        if wish == "auto" and self.tokenizer.chat_template is not None:
-            return
-        if TURN_END not in self.tokenizer.added:
-            raise UsageError(
-                f"the tokenizer of {self.cfg.model} has neither a chat template nor the tokens of ours",
-                found=f"no {TURN_END} among its added tokens",
-                fix="start from a model that has them",
-            )
-        if packed := [p for p in data if p != "-" and (Path(p) / "meta.json").is_file()]:
-            rendered = read_json(Path(packed[0]) / "meta.json").get("tokenizer")
-            for thinking in (False, True):  # the template it was packed with; any other is refused when it is opened
-                self.tokenizer.chat_template = template(thinking)
-                if self.tokenizer.fingerprint == rendered:
-                    return
-        thinking = wish == "on" or (wish == "auto" and not packed and has_reasoning(data))
-        self.tokenizer.chat_template = template(thinking)
 
     def _data(self) -> None:
         """Token stores, the packing plan, and the figures of both."""
@@ -298,7 +239,7 @@ class Session:
         self.schedule = Schedule(
             cfg.optim.lr, self.total, cfg.optim.schedule, cfg.optim.warmup, cfg.optim.decay, cfg.optim.min_lr
         )
-        cadence = max(1, self.total // 10)
+        cadence = -(-self.total // 10)  # ten times a run, the last one at its end
         self.pace = Pace(
             total=self.total,
             log=t.log_every,
@@ -460,21 +401,6 @@ class Session:
         return Result(
             str(last), {"run_dir": str(self.path), "model": str(last), "metrics": metrics, "seconds": seconds}
         )
-
-
-def has_reasoning(specs: list[str]) -> bool:
-    """Whether any conversation of the data thinks before it answers."""
-    from minigpt.core.data import reader
-    from minigpt.core.data.formats import normalise
-    from minigpt.core.data.schema import BadRow, Conversation
-
-    for source in reader.expand(specs):
-        for row in reader.rows(source):
-            with contextlib.suppress(BadRow):  # told when the store is built
-                record = normalise(row.value, "chat")
-                if isinstance(record, Conversation) and any(m.get("reasoning_content") for m in record.messages):
-                    return True
-    return False
 
 
 NEXT = {

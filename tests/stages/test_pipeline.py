@@ -62,7 +62,7 @@ def test_stdout_is_the_last_step_and_talk_goes_to_stderr(base, pretrained):
 def test_loss_falls_on_held_out_text(base, pretrained):
     rows = [json.loads(line) for line in (base / "pt" / "metrics.jsonl").read_text().splitlines()]
     values = [r["val_loss"] for r in rows if "val_loss" in r]
-    assert len(values) >= 9 and values[-1] < 0.6 * values[0]
+    assert len(values) >= 8 and values[-1] < 0.6 * values[0]
     assert {"step", "tokens", "epoch", "loss", "lr", "grad_norm", "tok_s", "mem_gb", "val_bpb"} <= set(rows[-1])
 
 

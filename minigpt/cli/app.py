@@ -40,6 +40,8 @@ _TYPER_USAGE_ERROR: Any = typer.BadParameter.__base__  # the public name of its 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
+    # Threads that wait by spinning stall a run many times over as soon as anything else uses the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv)
     typed = words[: words.index("--")] if "--" in words else words
     console = Console(json="--json" in typed, quiet=bool({"-q", "--quiet"} & {*typed}))

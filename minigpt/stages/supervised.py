@@ -144,7 +144,7 @@ class Session:
         self.rows_per_epoch = Order(self.plan.group, self.store.weights, cfg.device.seed).rows_per_epoch
         if not len(self.plan):
             raise DataError("there is nothing to train on", found=f"{len(self.store.docs):,} documents in the data")
-        self._tell_data()
+        self._describe_data()
 
     def _default_max_len(self) -> int:
         from minigpt.core.models.folder import read_config
@@ -155,20 +155,17 @@ class Session:
         config, _ = read_config(Path(self.cfg.model))
         return min(config.max_position_embeddings, 512)
 
-    def _tell_data(self) -> None:
+    def _describe_data(self) -> None:
         store, plan = self.store, self.plan
         train = store.indices("train")
         tokens = int(store.positions(train).sum())
         note = f" ({self.tokenizer_note})" if self.tokenizer_note else ""
         held = len(self.val_store.indices(self.val_split))
         how = f"packed into {len(plan):,} rows" if self.cfg.data.pack == "pack" else f"one to a row: {len(plan):,} rows"
-        self.report.note(
-            "data",
+        self.data_line = (
             f"{len(train):,} documents → {short(tokens)} tokens{note} · {how} of {self.cfg.data.max_len:,}, "
-            f"{plan.fill:.1%} full · {held:,} documents held out",
+            f"{plan.fill:.1%} full · {held:,} documents held out"
         )
-        for line in [*store.notes, *plan.notes]:
-            self.report.warn(line)
 
     def _model(self) -> None:
         """Weights: from --model, or new ones from the seed. Then float32 masters behind the compute precision."""
@@ -271,6 +268,9 @@ class Session:
         kind = self.model.config.model_type + (f", {cfg.size}" if facts["size"] and not cfg.model else "")
         size = short(facts["parameters"])
         self.report.title(f"minigpt {self.job.stage} · {size} parameters ({kind}) · {self.runtime.name} · {self.path}")
+        self.report.note("data", self.data_line)
+        for line in [*self.store.notes, *self.plan.notes]:
+            self.report.warn(line)
         seen = self.epochs or self.rows_per_step * self.total / self.rows_per_epoch
         name = {"adamw": "AdamW", "muon": "Muon + AdamW"}[cfg.optim.optimizer]
         shape = cfg.optim.schedule.upper() if cfg.optim.schedule == "wsd" else cfg.optim.schedule

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SHOWN = 2  # prompts taken from the validation data when none is given
 OPENING = 8  # tokens of a text document that serve as its prompt
-WIDTH = 160  # characters of the sample line
+QUESTION, ANSWER = 50, 110  # characters that the sample line shows
 
 
 class Validation:
@@ -64,7 +64,7 @@ class Validation:
             }
             for c in done
         ]
-        s.report.note("sample", f"{rows[0]['prompt']} → {rows[0]['text']}".replace("\n", " ⏎ ")[:160])
+        s.report.note("sample", f"{_short(rows[0]['prompt'], QUESTION)} → {_short(rows[0]['text'], ANSWER)}")
         return rows
 
     def _prompts(self) -> list[tuple[str, list[int]]]:
@@ -104,3 +104,9 @@ class Validation:
             if questions:
                 return questions[-1]
         return tokenizer.decode(ids)
+
+
+def _short(text: str, most: int) -> str:
+    """One line of at most `most` characters."""
+    line = text.replace("\n", " ⏎ ")
+    return line if len(line) <= most else line[: most - 1] + "…"

@@ -55,7 +55,7 @@ class Validation:
         params = SamplingParams(max_tokens=60, temperature=0.7, top_p=0.95, seed=s.cfg.device.seed)
         done = engine.generate([ids for _, ids in self.prompts], params)
         s.model.train()
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "prompt": self.prompts[c.prompt_index][0],
                 "text": c.text,

@@ -202,7 +202,6 @@ class Session:
         if self.runtime.device.type != "cuda":
             self.report.warn(f"--compile is for CUDA; on {self.runtime.device.type} the model runs as it is")
             return
-        self.model.attention_path = "mask"  # the shapes of the other path change with every batch
         for block in self.model.model.layers:
             block.compile()
 

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from minigpt.core.config import duration, opt
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def split_docs_option(**more: Any) -> Any:
+    """The one option that says what a document of a plain text file is."""
+    return opt(
+        "auto",
+        "documents of a plain text file: blank = split at blank lines, line, file; auto joins paragraphs to about 4 kB",
+        panel="Data",
+        choices=("auto", "blank", "line", "file"),
+        **more,
+    )
 
 
 @dataclass
@@ -72,13 +84,7 @@ class DataConfig:
     max_bad: str = opt(
         "0", "bad rows to skip and count before giving up, as a number or 1%", panel="Data", advanced=True
     )
-    split_docs: str = opt(
-        "auto",
-        "documents of a plain text file: blank = split at blank lines, line, file; auto joins paragraphs to about 4 kB",
-        panel="Data",
-        choices=("auto", "blank", "line", "file"),
-        advanced=True,
-    )
+    split_docs: str = split_docs_option(advanced=True)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import group, opt
 from minigpt.core.errors import CheckFailed, DataError, UsageError
-from minigpt.core.groups import CommonConfig
+from minigpt.core.groups import CommonConfig, split_docs_option
 from minigpt.core.report import Context, Progress, Result
 from minigpt.stages import Verb
 
@@ -37,12 +37,7 @@ class FilesConfig:
         panel="Data",
         choices=KINDS,
     )
-    split_docs: str = opt(
-        "auto",
-        "documents of a plain text file: blank = split at blank lines, line, file; auto joins paragraphs to about 4 kB",
-        panel="Data",
-        choices=("auto", "blank", "line", "file"),
-    )
+    split_docs: str = split_docs_option()
 
 
 @dataclass

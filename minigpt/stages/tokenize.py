@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 from minigpt.core.config import group, opt
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.files import new_dir
-from minigpt.core.groups import CommonConfig
+from minigpt.core.groups import CommonConfig, split_docs_option
 from minigpt.core.report import Context, Result
 from minigpt.stages import Verb
 
 if TYPE_CHECKING:
     from minigpt.core.data.tokenizer import Tokenizer
-
-SPLITS = ("auto", "blank", "line", "file")
 
 
 @dataclass
@@ -29,12 +27,7 @@ class CorpusConfig:
 
     data: list[str] = opt([], "file, directory, glob or - for stdin", short="-d", panel="Data", metavar="PATH")
     max_bad: str = opt("0", "bad rows to skip and count before giving up, as a number or 1%", panel="Data")
-    split_docs: str = opt(
-        "auto",
-        "documents of a plain text file: blank = split at blank lines, line, file; auto joins paragraphs to about 4 kB",
-        panel="Data",
-        choices=SPLITS,
-    )
+    split_docs: str = split_docs_option()
 
 
 @dataclass

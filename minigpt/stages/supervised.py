@@ -88,15 +88,12 @@ class Session:
         self.path = self.place.path
         self.log = Run(self.path)
         self.saved: Any = None
-        if self.place.resuming:
-            self._open_checkpoint()
-        self.tokenizer, self.tokenizer_note = choose(
-            self.job.kind, self.cfg, self.origins, self.path, self.saved.path if self.saved else None, self.report
-        )
-        self._data()
-        self._model()
-        self._length()
-        self._record()
+        try:
+            self._prepare()
+        except BaseException:
+            if not self.place.resuming:
+                self.log.abandon()  # nothing was trained: the same command may be tried again
+            raise
         try:
             return self._fit()
         except Stopped:
@@ -108,6 +105,21 @@ class Session:
         except BaseException as e:
             self.log.finish("failed", error=f"{type(e).__name__}: {e}")
             raise
+
+    def _prepare(self) -> None:
+        """Everything up to the first step."""
+        if self.place.resuming:
+            self._open_checkpoint()
+        else:
+            facts = {"argv": self.job.context.argv, "stage": self.job.stage, "seed": self.cfg.device.seed}
+            self.log.start(dump(self.cfg, self.origins), facts)
+        self.tokenizer, self.tokenizer_note = choose(
+            self.job.kind, self.cfg, self.origins, self.path, self.saved.path if self.saved else None, self.report
+        )
+        self._data()
+        self._model()
+        self._length()
+        self._record()
 
     # ------------------------------------------------------------------------------------------ pieces
 

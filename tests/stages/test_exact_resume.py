@@ -112,7 +112,7 @@ def kill_inside_writes(straight, out, steps):
 
 
 def test_killed_inside_a_checkpoint_write(straight, tmp_path):
-    kill_inside_writes(straight, tmp_path / "run", [30, 47])
+    kill_inside_writes(straight, tmp_path / "run", [4, 9, 30, 47])
 
 
 @pytest.mark.slow

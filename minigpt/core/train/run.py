@@ -26,22 +26,34 @@ class Run:
 
     path: Path
     info: dict[str, Any] = field(default_factory=dict)
+    _sessions: list[dict[str, Any]] = field(default_factory=list)
 
     # ---- lifecycle
 
     def start(self, config: str, info: dict[str, Any]) -> None:
-        """Write config.yaml and run.json. info: fields of run.json beside the machine's own."""
+        """Write config.yaml and run.json. info: fields of run.json beside the machine's own, and `argv`.
+
+        Called first with the options as given, so that a run killed at any later moment is known as one, and again
+        once everything that was left open is decided.
+        """
         write_atomic(self.path / "config.yaml", config)
-        old = read_json(self.path / "run.json") if (self.path / "run.json").exists() else {}
-        sessions = [*old.get("sessions", []), {"started": now(), "argv": info.pop("argv", [])}]
-        self.info = {**machine(), **info, "status": "running", "sessions": sessions}
+        if not self.info:
+            old = read_json(self.path / "run.json") if (self.path / "run.json").exists() else {}
+            self._sessions = [*old.get("sessions", []), {"started": now(), "argv": info["argv"]}]
+        facts = {k: v for k, v in info.items() if k != "argv"}
+        self.info = {**machine(), **facts, "status": "running", "sessions": self._sessions}
         write_json(self.path / "run.json", self.info)
 
     def finish(self, status: str, **facts: Any) -> None:
         """status: done, stopped or failed."""
         self.info.update(status=status, **facts)
-        self.info["sessions"][-1]["ended"] = now()
+        self._sessions[-1]["ended"] = now()
         write_json(self.path / "run.json", self.info)
+
+    def abandon(self) -> None:
+        """Take back a run that ended before its first step."""
+        _clear(self.path)
+        self.info = {}
 
     # ---- logs
 
@@ -127,6 +139,8 @@ def make(path: Path) -> None:
 
 def refuse_or_clear(path: Path, overwrite: bool) -> None:
     """A new run needs an empty place: never overwrite another one silently. The caller holds the lock."""
+    for leftover in path.glob(".*.tmp"):  # of a process killed in its first moments
+        leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
     old = [p for p in path.iterdir() if p.name != ".lock"]
     if not old:
         return
@@ -137,8 +151,13 @@ def refuse_or_clear(path: Path, overwrite: bool) -> None:
             f"--out {path} already holds a run",
             fix=f"continue it with --resume {path}, replace it with --overwrite, or choose another --out",
         )
+    _clear(path)
+
+
+def _clear(path: Path) -> None:
+    """Empty a run directory, its lock excepted."""
     try:
-        for p in old:
+        for p in [p for p in path.iterdir() if p.name != ".lock"]:
             shutil.rmtree(p) if p.is_dir() else p.unlink()
     except OSError as e:
         raise DataError(f"could not clear {path}: {e.strerror}") from e

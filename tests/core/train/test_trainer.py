@@ -77,7 +77,7 @@ def make(path, *, total=20, source=None, report=None, clip=1.0, on_eval=None, no
     model = Toy()
     masters = Masters(model, dtype)
     run = Run(path)
-    run.start("", {})
+    run.start("", {"argv": []})
 
     def write_model(folder):
         from safetensors.torch import save_file

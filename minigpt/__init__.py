@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 __all__ = ["Engine", "Model", "__version__", "load", "train"]
 
+_TRAINING = ("pretrain", "sft")
 _LAZY = {
     "Engine": ("minigpt.core.infer.engine", "Engine"),
     "Model": ("minigpt.core.infer.model", "Model"),
@@ -33,9 +34,12 @@ def train(stage: str, report: Report | None = None, **options: Any) -> dict[str,
     Returns what `--json` prints: `run_dir`, `model`, `metrics`. Raises the errors of `minigpt.core.errors`.
     """
     from minigpt.cli import flags
+    from minigpt.core.errors import UsageError
     from minigpt.core.report import Context
     from minigpt.core.report import Report as Silent
 
+    if stage not in _TRAINING:
+        raise UsageError(f"minigpt.train has no stage {stage!r}", fix=f"choose {' or '.join(_TRAINING)}")
     command = flags.stage_commands(stage)[""]
     cfg, origins = flags.resolve(flags.Request(command, options), environ={})
     context = Context(report or Silent(), origins, ["minigpt.train", stage])

@@ -148,3 +148,24 @@ def test_a_store_is_told_from_data(good, tmp_path):
     run_cli("tokenize", "pack", "-d", good, "-t", tmp_path / "tok", "--kind", "chat", "-o", tmp_path / "st")
     code, _, err = run_cli("data", "preview", tmp_path / "st")
     assert code == 2 and f"minigpt info {tmp_path / 'st'}" in err
+
+
+# ---------------------------------------------------------------------------------------------- demo
+
+
+def test_demo_writes_every_part_and_overwrites_only_when_told(tmp_path):
+    out_dir = tmp_path / "demo"
+    code, out, err = run_cli("data", "demo", "-o", out_dir, "--lang", "en")
+    assert (code, out) == (0, f"{out_dir}\n"), err
+    assert {"text.jsonl", "chat.jsonl", "eval.jsonl", "rl-eval.jsonl"} <= {p.name for p in out_dir.iterdir()}
+    before = (out_dir / "chat.jsonl").read_bytes()
+    code, _, err = run_cli("data", "demo", "-o", out_dir, "--seed", "1")
+    assert code == 2 and "--overwrite" in err and (out_dir / "chat.jsonl").read_bytes() == before
+    assert run_cli("data", "demo", "-o", out_dir, "--seed", "1", "--overwrite")[0] == 0
+    assert (out_dir / "chat.jsonl").read_bytes() != before
+    assert run_cli("data", "check", out_dir / "chat.jsonl", out_dir / "think.jsonl", out_dir / "text.jsonl")[0] == 0
+
+
+def test_demo_asks_for_a_place():
+    code, _, err = run_cli("data", "demo")
+    assert code == 2 and "--out" in err

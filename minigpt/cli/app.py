@@ -40,8 +40,10 @@ _TYPER_USAGE_ERROR: Any = typer.BadParameter.__base__  # the public name of its 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
-    # Threads that wait by spinning stall a run many times over as soon as anything else uses the machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin for long while they wait stall a run many times over as soon as anything else uses the
+    # machine; threads that never spin are a quarter slower when nothing does (docs/benchmarks.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     words = list(sys.argv[1:] if argv is None else argv)
     typed = words[: words.index("--")] if "--" in words else words
     console = Console(json="--json" in typed, quiet=bool({"-q", "--quiet"} & {*typed}))

@@ -132,6 +132,8 @@ def _root_callback(
     if ctx.invoked_subcommand is None:
         if version:
             return "version"
+        if json:
+            raise UsageError("--json stands behind a command, or beside --version")
         raise HelpRequested("")
     if help:
         raise HelpRequested("")

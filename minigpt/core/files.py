@@ -140,6 +140,7 @@ def disk_error(e: OSError, path: Path) -> DataError:
         errno.EDQUOT: "free some of your quota or point --out at another disk, then continue with --resume",
         errno.EACCES: "choose a directory you may write to with --out",
         errno.EROFS: "choose a directory you may write to with --out",
+        errno.ENOENT: "choose a directory that can be created with --out",
         errno.ENOTDIR: "choose another --out: a file stands where a directory is needed",
         errno.EEXIST: "choose another --out: a file stands where a directory is needed",
     }.get(e.errno or 0)

@@ -51,7 +51,7 @@ class DataConfig:
 
     data: list[str] = opt(
         [],
-        "file, directory, glob or - for stdin; FILE:0.3 weights it in a mix",
+        "file, directory, glob, - for stdin, or sample:… (data demo shows it); FILE:0.3 weights it in a mix",
         short="-d",
         panel="Data",
         metavar="PATH",
@@ -98,8 +98,12 @@ class OptimConfig:
         panel="Optimisation",
         choices=("cosine", "wsd", "linear", "constant"),
     )
-    warmup: float = opt(0.02, "warm-up, as a share of the steps (below 1) or a number of steps", panel="Optimisation")
-    decay: float = opt(0.4, "share of the steps that wsd spends going down", panel="Optimisation", advanced=True)
+    warmup: float = opt(
+        0.02, "warm-up, as a share of the steps (below 1) or a number of steps", panel="Optimisation", low=0.0
+    )
+    decay: float = opt(
+        0.4, "share of the steps that wsd spends going down", panel="Optimisation", low=0.0, high=1.0, advanced=True
+    )
     min_lr: float = opt(
         0.0, "where the schedule ends, as a share of the peak", panel="Optimisation", low=0, high=1, advanced=True
     )
@@ -110,9 +114,9 @@ class OptimConfig:
         choices=("adamw", "muon"),
     )
     weight_decay: float = opt(0.1, "on matrices only", panel="Optimisation", low=0.0)
-    beta1: float = opt(0.9, "AdamW", panel="Optimisation", advanced=True)
-    beta2: float = opt(0.95, "AdamW", panel="Optimisation", advanced=True)
-    eps: float = opt(1e-8, "AdamW", panel="Optimisation", advanced=True)
+    beta1: float = opt(0.9, "AdamW", panel="Optimisation", low=0.0, high=0.9999, advanced=True)
+    beta2: float = opt(0.95, "AdamW", panel="Optimisation", low=0.0, high=0.9999, advanced=True)
+    eps: float = opt(1e-8, "AdamW", panel="Optimisation", low=1e-30, advanced=True)
     clip: float = opt(1.0, "largest gradient norm; 0 = never clip", panel="Optimisation", low=0.0)
 
 
@@ -169,5 +173,4 @@ class SampleConfig:
     )
     repetition_penalty: float = opt(1.0, "above 1 discourages tokens already there", panel="Sampling", low=0.01)
     stop: list[str] = opt([], "end at this text (repeatable); it is not printed", panel="Sampling", metavar="TEXT")
-    n: int = opt(1, "answers a prompt", panel="Sampling", low=1)
     think: bool | None = opt(None, "let a thinking model think, or not", panel="Sampling", shown="the template's own")

@@ -55,14 +55,16 @@ def run(cfg: Config, context: Context) -> Result:
 
 
 def converse(chat: Conversation, report: Report) -> None:
-    person = sys.stdin.isatty()
+    person = sys.stdin is not None and sys.stdin.isatty()
+    if sys.stdin is not None and not person:
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     if person:
         report.note("chat", "/reset forgets, /exit or Ctrl-D ends")
     while True:
         try:
             if person:
                 print("you › ", end="", file=sys.stderr, flush=True)
-            line = sys.stdin.readline()
+            line = sys.stdin.readline() if sys.stdin is not None else ""
         except KeyboardInterrupt:
             break
         if not line or line.strip() == "/exit":
@@ -94,7 +96,9 @@ class Conversation:
         from minigpt.stages.generate import sampling
 
         self.messages.append({"role": "user", "content": text})
-        ids = self._prompt(text)
+        ids = self._fitting(text, report)
+        if ids is None:
+            return
         answer = []
         quiet = report.json
         try:
@@ -107,7 +111,23 @@ class Conversation:
         if not quiet:
             report.out("")
         self.turns += 1
-        self.messages.append({"role": "assistant", "content": "".join(answer)})
+        self.messages.append(remembered("".join(answer)))
+
+    def _fitting(self, text: str, report: Report) -> list[int] | None:
+        """The prompt; of a conversation that has outgrown the context the oldest turns are forgotten, aloud."""
+        context = self.model.decoder.config.max_position_embeddings
+        dropped = 0
+        while len(ids := self._prompt(text)) >= context:
+            first = next((i for i, m in enumerate(self.messages[:-1]) if m["role"] != "system"), None)
+            if first is None or not self.model.is_chat:
+                report.warn(f"this message has {len(ids):,} tokens, more than the context of {context:,}: left out")
+                self.messages.pop()
+                return None
+            del self.messages[first]
+            dropped += 1
+        if dropped:
+            report.warn(f"the conversation has outgrown the context: the oldest {dropped} messages are forgotten")
+        return ids
 
     def _prompt(self, text: str) -> list[int]:
         """The whole conversation for a chat model, the text alone for a base model."""
@@ -117,3 +137,12 @@ class Conversation:
         if not self.model.is_chat:
             return [tokenizer.document_id, *tokenizer.encode(text)]
         return render(tokenizer, self.messages, generation_prompt=True, thinking=self.cfg.sample.think).ids
+
+
+def remembered(answer: str) -> dict[str, Any]:
+    """An answer as the chat template knows it: what was thought apart from what was said."""
+    thought, mark, said = answer.partition("</think>")
+    if not mark:
+        return {"role": "assistant", "content": answer}
+    reasoning = thought.removeprefix("<think>").strip("\n")
+    return {"role": "assistant", "content": said.lstrip("\n"), "reasoning_content": reasoning}

@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import group, opt
@@ -59,6 +60,15 @@ class PreviewConfig:
 class CheckConfig:
     files: FilesConfig = group(FilesConfig)
     limit: int = opt(20, "bad rows to list; 0 = all", panel="Output", low=0)
+    common: CommonConfig = group(CommonConfig)
+
+
+@dataclass
+class DemoConfig:
+    out: str | None = opt(None, "directory of the files", short="-o", panel="Output", metavar="DIR")
+    lang: str = opt("both", "language of the rows", panel="Data", choices=("en", "zh", "both"))
+    seed: int = opt(0, "another number makes other rows of the same kinds", panel="Data", low=0)
+    overwrite: bool = opt(False, "replace files that are there", panel="Output")
     common: CommonConfig = group(CommonConfig)
 
 
@@ -317,7 +327,44 @@ def cut(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
     return [*kept[:-1], (text.rstrip("\n"), learnt)]
 
 
+# ---------------------------------------------------------------------------------------------- demo
+
+
+def demo(cfg: DemoConfig, context: Context) -> Result:
+    """Every part of the sample as a file. The result is the directory."""
+    from minigpt.core.data import sample
+    from minigpt.core.files import write_atomic
+
+    if not cfg.out:
+        raise UsageError("data demo needs --out", fix="minigpt data demo -o demo")
+    out = Path(cfg.out)
+    paths = {part: out / f"{part}.jsonl" for part in sample.PARTS}
+    present = [path for path in paths.values() if path.exists()]
+    if present and not cfg.overwrite:
+        raise UsageError(
+            f"{present[0]} already exists", fix="choose another --out, or replace the files with --overwrite"
+        )
+    counts: dict[str, int] = {}
+    for part, path in paths.items():
+        text = sample.jsonl(part, cfg.lang, cfg.seed)
+        write_atomic(path, text)
+        counts[part] = text.count("\n")
+        context.report.note("wrote", f"{path}: {counts[part]:,} rows, {sample.PARTS[part][1]}")
+    context.report.note("next", f"minigpt data preview {paths['chat']}      minigpt pretrain -d {paths['text']}")
+    return Result(str(out), {"directory": str(out), "rows": counts})
+
+
 VERBS: dict[str, Verb] = {
+    "demo": Verb(
+        DemoConfig,
+        demo,
+        "Write out the data set that comes with minigpt.",
+        (
+            "minigpt data demo -o demo",
+            "minigpt data demo -o demo-zh --lang zh",
+            "minigpt data demo -o demo --seed 1 --overwrite",
+        ),
+    ),
     "preview": Verb(
         PreviewConfig,
         preview,

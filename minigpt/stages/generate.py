@@ -36,6 +36,7 @@ class Config:
         metavar="TEXT",
     )
     raw: bool = opt(False, "complete the text as it is, even with a chat model", panel="Data")
+    n: int = opt(1, "answers a prompt", panel="Sampling", low=1)
     batch_size: int = opt(8, "prompts answered at once", panel="Run", low=1, advanced=True)
     sample: SampleConfig = group(SampleConfig)
     device: DeviceConfig = group(DeviceConfig)
@@ -46,7 +47,7 @@ def run(cfg: Config, context: Context) -> Result:
     """One JSON line a completion on stdout, in the order of the prompts: prompt, text, tokens, finish_reason."""
     if cfg.model is None:
         raise UsageError("generate needs a model", fix="name one with --model, such as -m runs/poems")
-    from_stdin = "-" in cfg.prompt or (not cfg.prompt and not sys.stdin.isatty())
+    from_stdin = "-" in cfg.prompt or (not cfg.prompt and sys.stdin is not None and not sys.stdin.isatty())
     if not cfg.prompt and not from_stdin:
         raise UsageError("generate needs a prompt", fix="give --prompt TEXT, or pipe lines into it")
 
@@ -68,7 +69,7 @@ def run(cfg: Config, context: Context) -> Result:
 
 def batches(cfg: Config, from_stdin: bool) -> Iterator[list[dict[str, Any]]]:
     """Prompt rows in groups: those of the command line first, then stdin's as they arrive."""
-    given = [{"prompt": p} for p in cfg.prompt if p != "-"]
+    given = [{"prompt": p, "where": "--prompt"} for p in cfg.prompt if p != "-"]
     for i in range(0, len(given), cfg.batch_size):
         yield given[i : i + cfg.batch_size]
     if not from_stdin:
@@ -79,7 +80,7 @@ def batches(cfg: Config, from_stdin: bool) -> Iterator[list[dict[str, Any]]]:
         for line in lines:
             number += 1
             if line.strip():
-                rows.append(parse_line(line, number))
+                rows.append({**parse_line(line, number), "where": f"stdin:{number}"})
         if rows:
             yield rows
 
@@ -95,7 +96,7 @@ def parse_line(line: str, number: int) -> dict[str, Any]:
         return {"prompt": text}  # a prompt may begin with a brace or a quotation mark
     if isinstance(row, str):
         return {"prompt": row}
-    if isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list):
+    if isinstance(row.get("prompt"), str) or "messages" in row:
         return row
     raise DataError(
         f"stdin:{number} has neither a `prompt` text nor a `messages` list", found=text, fix='write {"prompt": "…"}'
@@ -122,20 +123,39 @@ def arriving_lines(stream: IO[str], most: int) -> Iterator[list[str]]:
 def prompt_ids(model: Model, row: dict[str, Any], cfg: Config) -> list[int]:
     """Token ids of one prompt row: the chat template for a chat model, else a document's beginning."""
     from minigpt.core.data.chat import render
+    from minigpt.core.data.formats import prompt_messages
+    from minigpt.core.data.schema import BadRow
 
-    tokenizer = model.tokenizer
+    tokenizer, where = model.tokenizer, row["where"]
     if "messages" in row or (model.is_chat and not cfg.raw):
         if not model.is_chat:
             raise UsageError(f"{model.path} has no chat template, so it cannot read messages", fix="give it prompts")
-        messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-        return render(tokenizer, messages, row.get("tools"), generation_prompt=True, thinking=cfg.sample.think).ids
-    return [tokenizer.document_id, *tokenizer.encode(row["prompt"])]
+        asked = row if "messages" in row else {"messages": [{"role": "user", "content": row["prompt"]}]}
+        try:
+            record = prompt_messages(asked)
+        except BadRow as fault:
+            raise DataError(f"{where} has {fault.reason}{fault.detail}", found=str(asked), fix=fault.fix) from None
+        ids = render(tokenizer, record.messages, record.tools, generation_prompt=True, thinking=cfg.sample.think).ids
+    else:
+        ids = [tokenizer.document_id, *tokenizer.encode(row["prompt"])]
+    context = model.decoder.config.max_position_embeddings
+    if len(ids) >= context:
+        raise DataError(
+            f"{where} has {len(ids):,} tokens, and the model's context is {context:,}", fix="shorten this prompt"
+        )
+    return ids
 
 
 def answers(engine: Engine, model: Model, rows: list[dict[str, Any]], cfg: Config) -> Iterator[dict[str, Any]]:
-    """Completions of one group of prompt rows, as output rows."""
-    ids = [prompt_ids(model, row, cfg) for row in rows]
-    done: list[Completion] = engine.generate(ids, sampling(cfg.sample, cfg.device.seed), n=cfg.sample.n)
+    """Completions of one group of prompt rows, as output rows. The rows before a faulty one are answered first."""
+    ids, fault = [], None
+    for row in rows:
+        try:
+            ids.append(prompt_ids(model, row, cfg))
+        except DataError as e:
+            fault = e
+            break
+    done: list[Completion] = engine.generate(ids, sampling(cfg.sample, cfg.device.seed), n=cfg.n)
     for completion in done:
         row = rows[completion.prompt_index]
         shown = {"messages": row["messages"]} if "messages" in row else {"prompt": row["prompt"]}
@@ -145,6 +165,8 @@ def answers(engine: Engine, model: Model, rows: list[dict[str, Any]], cfg: Confi
             "tokens": len(completion.ids),
             "finish_reason": completion.finish_reason,
         }
+    if fault is not None:
+        raise fault
 
 
 def sampling(cfg: SampleConfig, seed: int) -> Any:

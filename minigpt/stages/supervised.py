@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,18 +60,28 @@ def preflight(cfg: Any, resuming: bool) -> None:
 
     A resumed run needs its parent model no more, so that one may be gone.
     """
-    from minigpt.core.data.reader import expand
+    from minigpt.core.data.reader import anchored, expand
     from minigpt.core.models.folder import resolve
 
+    if (cfg.data.data + cfg.data.val_data).count("-") > 1:
+        raise UsageError("stdin can be read once, and - is named twice", fix="put one of them into a file")
     for key in ("data", "val_data"):
-        paths = getattr(cfg.data, key)
-        expand([p for p in paths if p != "-"])
-        setattr(cfg.data, key, [p if p == "-" else str(Path(p).absolute()) for p in paths])
+        paths = [anchored(p) for p in getattr(cfg.data, key)]
+        try:
+            expand([p for p in paths if p != "-"])
+        except UsageError as e:
+            raise UsageError(e.message.replace("--data", f"--{key.replace('_', '-')}"), fix=e.fix) from None
+        setattr(cfg.data, key, paths)
     if cfg.model is not None:
         with contextlib.suppress(*([MinigptError] if resuming else [])):
-            cfg.model = str(resolve(cfg.model).absolute())
+            cfg.model = absolute(str(resolve(cfg.model)))
     if cfg.data.tokenizer is not None:
-        cfg.data.tokenizer = str(Path(cfg.data.tokenizer).absolute())
+        cfg.data.tokenizer = absolute(cfg.data.tokenizer)
+
+
+def absolute(path: str) -> str:
+    """One spelling for one place: a run compares paths when it is resumed."""
+    return os.path.abspath(os.path.expanduser(path))
 
 
 @dataclass
@@ -119,6 +130,8 @@ class Session:
         self._data()
         self._model()
         self._length()
+        if self.saved is not None:
+            self._check_resume()
         self._record()
 
     # ------------------------------------------------------------------------------------------ pieces
@@ -126,9 +139,7 @@ class Session:
     def _open_checkpoint(self) -> None:
         from minigpt.core.train import checkpoint
 
-        if self.place.from_step is not None:
-            checkpoint.set_aside(self.path, self.place.from_step, self.report)
-        self.saved = checkpoint.load_newest(self.path, self.report)
+        self.saved = checkpoint.load_newest(self.path, self.report, self.place.from_step)
         if self.saved is None:
             self.log.cut_logs(0)
             self.report.note("resume", f"{self.path} has no checkpoint yet: starting at step 0")
@@ -145,7 +156,10 @@ class Session:
         options = {"kind": self.job.kind, "max_bad": data.max_bad, "split_docs": data.split_docs, "report": self.report}
         share = 0.0 if data.val_data else data.val_split
         if self.place.resuming and "-" in data.data:  # what came through the pipe is in the store
-            self.store = store.Store.load(Path(read_json(self.path / "run.json")["store"]), share)
+            kept = Path(read_json(self.path / "run.json")["store"])
+            if not (kept / "meta.json").is_file():
+                raise DataError(f"the tokens of what came through the pipe are gone from {kept}", fix=PIPE_AGAIN)
+            self.store = store.Store.load(kept, share)
         else:
             self.store = store.build(data.data, self.tokenizer, val_share=share, **options)
         self.val_store, self.val_split = self.store, "val"
@@ -155,7 +169,12 @@ class Session:
         self.plan = plan_rows(self.store, "train", data.max_len, mode=data.pack, long=data.long, by_source=weighted)
         self.rows_per_epoch = Order(self.plan.group, self.store.weights, cfg.device.seed).rows_per_epoch
         if not len(self.plan):
-            raise DataError("there is nothing to train on", found=f"{len(self.store.docs):,} documents in the data")
+            why = "; ".join([*self.store.notes, *self.plan.notes])
+            raise DataError(
+                "there is nothing to train on",
+                found=why or f"{len(self.store.docs):,} documents",
+                fix="raise --max-len",
+            )
         self._describe_data()
 
     def _default_max_len(self) -> int:
@@ -204,6 +223,13 @@ class Session:
             config = folder.create(cfg.size, self.tokenizer.vocab_size, overrides)
             self.model = Decoder(config)
         check_fit(self.model, self.tokenizer, cfg.model or self.path)
+        context = self.model.config.max_position_embeddings
+        if cfg.data.max_len > context:
+            raise UsageError(
+                f"--max-len {cfg.data.max_len:,} is more than the model's context of {context:,} tokens",
+                fix="lower --max-len"
+                + ("" if cfg.model else f", or --set model.max_position_embeddings={cfg.data.max_len}"),
+            )
         self.model.to(self.runtime.device)
         if cfg.train.compile:
             self._compile()
@@ -242,7 +268,9 @@ class Session:
             self.epochs = None
         else:
             self.epochs = t.epochs
-            self.total = max(1, math.ceil(round(t.epochs * rows) / self.rows_per_step))
+            done, cursor = (self.saved.step, self.saved.state["source"]["row"]) if self.saved is not None else (0, 0)
+            left = max(0, round(t.epochs * rows) - cursor)  # the batch may have been another one before
+            self.total = max(1, done + math.ceil(left / self.rows_per_step))
         self.micro_rows = min(t.batch_size or suggested_rows(max_len, self.runtime.device.type), self.rows_per_step)
         self.schedule = Schedule(
             cfg.optim.lr, self.total, cfg.optim.schedule, cfg.optim.warmup, cfg.optim.decay, cfg.optim.min_lr
@@ -326,12 +354,6 @@ class Session:
             pad_id=self.tokenizer.pad_id,
         )
         validation = Validation(self)
-        fingerprints = {
-            "data": self.store.fingerprint,
-            "tokenizer": self.tokenizer.fingerprint,
-            "model": hashlib.sha256(json.dumps(self.model.config.to_hf(), sort_keys=True).encode()).hexdigest(),
-            "rows_per_step": self.rows_per_step,
-        }
         trainer = Trainer(
             model=self.model,
             masters=self.masters,
@@ -347,31 +369,47 @@ class Session:
                 validation.scores if validation.batches else None,
                 validation.samples,
                 self._check_first_loss,
-                {"fingerprints": fingerprints, "stage": self.job.stage},
+                {"fingerprints": self._fingerprints(), "stage": self.job.stage},
             ),
             report=self.report,
         )
         if self.saved is not None:
-            self._go_on(trainer, fingerprints)
+            self._go_on(trainer)
         last = trainer.fit()
         return self._finish(trainer, last)
 
-    def _go_on(self, trainer: Any, fingerprints: dict[str, Any]) -> None:
+    def _fingerprints(self) -> dict[str, Any]:
+        """What must be the same for a run to go on as itself."""
+        shape = json.dumps(self.model.config.to_hf(), sort_keys=True)
+        return {
+            "data": self.store.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
+            "model": hashlib.sha256(shape.encode()).hexdigest(),
+            "rows_per_step": self.rows_per_step,
+        }
+
+    def _check_resume(self) -> None:
+        """Refuse before anything of the run is touched."""
+        resume.compare(self.saved.state["fingerprints"], self._fingerprints(), self.cfg.train.allow_changes)
+        if self.total < self.saved.step:
+            raise UsageError(
+                f"the run is at step {self.saved.step:,} already, beyond the {self.total:,} asked for",
+                fix="ask for more, or go back to an earlier step with --resume RUN/step-…",
+            )
+
+    def _go_on(self, trainer: Any) -> None:
         """Load the checkpoint. A lengthened wsd run goes on from its last flat step, before the rate fell."""
         from minigpt.core.train import checkpoint
 
         saved = self.saved
-        resume.compare(saved.state["fingerprints"], fingerprints, self.cfg.train.allow_changes)
         flat = saved.state.get("flat")
         if self.total > saved.state["total"] and flat is not None and flat < saved.step:
             if checkpoint.step_dir(self.path, flat).is_dir():
-                checkpoint.set_aside(self.path, flat, self.report)
-                saved = checkpoint.load_newest(self.path, self.report)
+                saved = checkpoint.load_newest(self.path, self.report, flat)
             else:
                 self.report.warn("the last step of the flat part is gone: the learning rate jumps up again")
+        checkpoint.set_aside(self.path, saved.step, self.report)
         trainer.load(saved)
-        if self.total < saved.step:
-            raise UsageError(f"the run is at step {saved.step:,} already, beyond the {self.total:,} asked for")
         self.report.note("resume", f"step {saved.step:,} of {self.total:,}, lr {self.schedule(saved.step):.2g}")
 
     def _write_model(self, target: Path) -> None:
@@ -414,6 +452,7 @@ class Session:
         )
 
 
+PIPE_AGAIN = "start a new run with another --out, and pipe the same data into it"
 NEXT = {
     "pretrain": "minigpt sft -m {run} -d conversations.jsonl      minigpt generate -m {run} -p …",
     "sft": "minigpt chat -m {run}      minigpt eval -m {run} -d held-out.jsonl",

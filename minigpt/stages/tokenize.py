@@ -86,11 +86,21 @@ class StatsConfig:
 # ---------------------------------------------------------------------------------------------- making
 
 
+def only_tokenizer(path: Path) -> bool:
+    """A directory that holds a tokenizer's files and nothing that would be lost with them."""
+    files = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    return path.is_dir() and {p.name for p in path.iterdir()} <= files
+
+
 def train(cfg: TrainConfig, context: Context) -> Result:
     """Learn a byte-level BPE from text. The result is the directory."""
     out = wanted_out(cfg.out, "tokenize train")
     if out.exists() and not cfg.overwrite and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"--out {out} already exists", fix="choose another --out, or replace it with --overwrite")
+    if out.exists() and not only_tokenizer(out):
+        raise UsageError(
+            f"--out {out} is not a tokenizer's directory, so it is not replaced", fix="choose another --out"
+        )
     from minigpt.core.data.formats import texts_for_training
     from minigpt.core.data.reader import total_bytes
     from minigpt.core.data.tokenizer import Tokenizer, suggested_vocab
@@ -230,7 +240,7 @@ def given(texts: list[str], what: str) -> Iterator[tuple[str, str]]:
     if texts and texts != ["-"]:
         yield from ((f"{what} {n}" if len(texts) > 1 else what, text) for n, text in enumerate(texts, 1))
         return
-    if not texts and sys.stdin.isatty():
+    if not texts and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError(f"there is no {what}", fix=f"write it behind the command, or pipe lines of {what} into it")
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:

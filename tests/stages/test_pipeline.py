@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import minigpt
 from minigpt.core.data.batch import Batch
 from minigpt.core.errors import UsageError
+from minigpt.stages.chat import remembered
 from tests.conftest import run_cli
 
 SMALL = ["--set", "model.hidden_size=48", "--set", "model.num_hidden_layers=2", "--set", "model.intermediate_size=64",
@@ -207,3 +208,28 @@ def test_python_api_does_the_same(base, pretrained):
     with pytest.raises(UsageError, match="unknown key `datta`") as e:
         minigpt.train("pretrain", datta=["x"])
     assert e.value.fix == "did you mean `data`?"
+
+
+def test_bad_prompts_are_named_and_the_others_answered(base, tuned):
+    """A prompt beyond the context, messages of a wrong form: file:line and exit 3, the rows before are answered."""
+    args = ["generate", "-m", base / "sft", "--max-tokens", "3"]
+    code, out, err = run_cli(*args, stdin="Say fox\n" + "long " * 9000 + "\nSay cat\n")
+    assert code == 3 and "stdin:2" in err and len(out.splitlines()) == 1
+    for row in ('{"messages": []}', '{"messages": [{"role": "bogus", "content": "x"}]}', '{"messages": 3}',
+                '{"messages": [{"role": "user", "content": null}]}'):  # fmt: skip
+        code, _, err = run_cli(*args, stdin=row + "\n")
+        assert code == 3 and "stdin:1" in err, (row, err)
+    parts = '{"messages": [{"role": "user", "content": [{"type": "text", "text": "Say fox"}]}]}\n'
+    assert run_cli(*args, stdin=parts)[0] == 0
+
+
+def test_chat_that_outgrows_the_context_forgets_aloud(base, tuned):
+    lines = "".join(f"Say fox {'word ' * 300}\n" for _ in range(4)) + "long " * 9000 + "\nSay cat\n"
+    code, out, err = run_cli("chat", "-m", base / "sft", "--temperature", "0", "--max-tokens", "4", stdin=lines)
+    assert code == 0 and "oldest" in err and "left out" in err and out.count("\n") >= 5
+
+
+def test_chat_remembers_thinking_apart_from_the_answer():
+    assert remembered("because\n</think>\n\nyes") == {
+        "role": "assistant", "content": "yes", "reasoning_content": "because"}  # fmt: skip
+    assert remembered("yes") == {"role": "assistant", "content": "yes"}

@@ -337,3 +337,82 @@ def test_packed_stores_train_as_their_files_do(train, home, tmp_path):
         assert code == 0, err
     a, b = (weights(tmp_path / f"sft-{data}") for data in ("chat.jsonl", "chat"))
     assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_a_refused_resume_touches_nothing(train, home, tmp_path):
+    """Too few steps, changed data, going back to a step with changed data: the run stays as it was, and resumable."""
+    data = tmp_path / "own.jsonl"
+    data.write_text((home / "a.jsonl").read_text())
+    run, _, _ = train("--save-every", "1", "--keep", "9", data=data, steps=4)
+
+    def state():
+        return {p.name: p.read_bytes() for p in run.iterdir() if p.is_file() and p.name != ".lock"}, step_names(run)
+
+    before = state()
+    assert run_cli("pretrain", "--resume", run, "--steps", "2")[0] == 2
+    data.write_text(data.read_text() + '{"text": "new"}\n')
+    for target in (run, run / "step-0000002"):
+        code, _, err = run_cli("pretrain", "--resume", target, "--steps", "6")
+        assert code == 2 and "data" in err
+    assert state() == before
+    data.write_text((home / "a.jsonl").read_text())
+    assert run_cli("pretrain", "--resume", run)[0] == 0
+
+
+def test_moved_data_and_another_working_directory_resume(train, home, tmp_path, monkeypatch):
+    data = tmp_path / "own.jsonl"
+    data.write_text((home / "a.jsonl").read_text())
+    run, _, _ = train("--schedule", "constant", data=data)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    code, _, err = run_cli("pretrain", "--resume", "auto", "-o", "../run", "-d", "../own.jsonl", "--steps", "5")
+    assert code == 0 and "--data" not in err
+    data.rename(tmp_path / "moved.jsonl")
+    code, _, err = run_cli("pretrain", "--resume", "../run", "-d", "../moved.jsonl", "--steps", "6")
+    assert code == 0 and "moved.jsonl" in err and metrics(run)[-1]["step"] == 6
+
+
+def test_another_batch_goes_on_to_the_end_of_the_data(train):
+    run, _, code = train("--epochs", "1", "--max-time", "0s", steps=None)
+    assert code == 75
+    code, _, err = run_cli("pretrain", "--resume", run, "--batch-tokens", "64", "--allow-changes")
+    assert code == 0 and metrics(run)[-1]["epoch"] == 1.0, err
+
+
+def test_best_never_names_a_step_that_is_gone(train):
+    run, _, _ = train("--save-every", "5", "--eval-every", "5", "--keep", "1", steps=20)
+    assert run_cli("pretrain", "--resume", run, "--steps", "40", "--max-time", "0s")[0] == 75
+    assert not (run / "best").exists() or (run / (run / "best").read_text().strip()).is_dir()
+
+
+def test_steps_that_are_gone_never_start_from_zero_silently(train):
+    import shutil
+
+    run, _, _ = train()
+    for step in run.glob("step-*"):
+        shutil.rmtree(step)
+    code, _, err = run_cli("pretrain", "--resume", run)
+    assert code == 3 and "are gone" in err
+
+
+def test_rows_longer_than_the_context_are_refused(train):
+    _, err, code = train("--set", "model.max_position_embeddings=16")
+    assert code == 2 and "--max-len 32" in err and "max_position_embeddings=32" in err
+
+
+@pytest.mark.parametrize("flags", [["--beta1", "1"], ["--eps", "-1"], ["--warmup", "-1"], ["--decay", "2"]])
+def test_impossible_numbers_are_refused(train, flags):
+    _, err, code = train(*flags)
+    assert code == 2 and flags[0] in err
+
+
+def test_tokenize_train_never_replaces_what_is_no_tokenizer(home, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("x")
+    for out in (precious, home / "book.txt"):
+        code, _, err = run_cli(
+            "tokenize", "train", "-d", home / "a.jsonl", "-o", out, "--overwrite", "--vocab-size", "320"
+        )
+        assert code == 2 and "not replaced" in err
+    assert (precious / "thesis.txt").read_text() == "x" and (home / "book.txt").is_file()

@@ -207,6 +207,15 @@ def _conversation(row: Raw, turns: Any) -> Conversation:
     return Conversation(messages, tools)
 
 
+def prompt_messages(row: Raw) -> Conversation:
+    """A row of `messages`, perhaps with tools, that ends where the assistant is to speak. BadRow as for training."""
+    turns = row.get("messages")
+    if not isinstance(turns, list) or not turns:
+        raise BadRow("no messages", fix='write messages as [{"role": "user", "content": …}]')
+    asked = _conversation(row, [*turns, {"role": "assistant", "content": "-"}])
+    return Conversation(asked.messages[:-1], asked.tools)
+
+
 def _message(turn: Raw) -> Message:
     named = turn.get("role", turn.get("from"))
     role = _ROLE_NAMES.get(named.strip().lower()) if isinstance(named, str) else None

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from minigpt.core.data import sample
 from minigpt.core.data.jsonstream import json_rows
 from minigpt.core.data.schema import Row, not_utf8
 from minigpt.core.errors import DataError, MissingError, UsageError
@@ -53,7 +54,8 @@ class Input(NamedTuple):
 
 
 def expand(specs: Sequence[str]) -> list[Input]:
-    """Files behind `--data` values: a file, a directory (recursive), a glob, `-` for stdin; each may end in `:WEIGHT`.
+    """Files behind `--data` values: a file, a directory (recursive), a glob, `-` for stdin, `sample[:PART[:LANG]]`
+    for the data set that comes with minigpt; each may end in `:WEIGHT`. A file called `sample` goes before that set.
 
     A file named twice is read once, and the later weight holds.
     UsageError for a path that does not exist and for a directory without data.
@@ -62,8 +64,15 @@ def expand(specs: Sequence[str]) -> list[Input]:
     for spec in specs:
         path, weight = _split_weight(str(spec))
         for file in _files(path):
-            found[file.absolute()] = Input(file, weight, "stdin" if path == "-" else _shown(file))
+            name = "stdin" if path == "-" else path if _is_sample(path) else _shown(file)
+            found[file.absolute()] = Input(file, weight, name)
     return list(found.values())
+
+
+def anchored(spec: str) -> str:
+    """A `--data` value that means the same from every working directory."""
+    path, _ = _split_weight(spec)
+    return spec if path == "-" or _is_sample(path) else os.path.abspath(os.path.expanduser(spec))
 
 
 def total_bytes(specs: Sequence[str]) -> int:
@@ -104,6 +113,8 @@ def _split_weight(spec: str) -> tuple[str, float]:
 def _files(spec: str) -> list[Path]:
     if spec == "-":
         return [_spooled_stdin()]
+    if _is_sample(spec):
+        return [sample.path_of(spec)]
     path = Path(spec).expanduser()
     if path.is_dir():
         return _in_folder(path)
@@ -116,6 +127,10 @@ def _files(spec: str) -> list[Path]:
             return files
         raise UsageError(f"--data: no file matches {spec}")
     raise UsageError(f"--data: {spec} does not exist", fix=_nearest(path))
+
+
+def _is_sample(spec: str) -> bool:
+    return sample.is_spec(spec) and not os.path.exists(spec)
 
 
 def _in_folder(folder: Path) -> list[Path]:

@@ -145,14 +145,24 @@ def load(folder: Path) -> Checkpoint:
     )
 
 
-def load_newest(run: Path, report: Report) -> Checkpoint | None:
+def load_newest(run: Path, report: Report, at: int | None = None) -> Checkpoint | None:
     """The newest undamaged step of a run, or None when it has no step yet.
 
-    A damaged step is named in a warning and the one before it is used. All damaged: DataError, never from zero.
+    at: go back to this step (UsageError when it is not there) or, when it is damaged, to the one before.
+    A damaged step is named in a warning and the one before it is used. All damaged or gone: DataError, never from zero.
     """
     clear_unfinished(run)
     damaged = []
-    for _, folder in steps(run):
+    if at is not None and not step_dir(run, at).is_dir():
+        have = ", ".join(str(s) for s, _ in reversed(steps(run)))
+        raise UsageError(f"{run} has no checkpoint of step {at}", fix=f"it has steps {have}" if have else None)
+    if not steps(run) and (named := pointer(run, "latest")):
+        raise DataError(
+            f"the checkpoints of {run} are gone", found=f"`latest` names {named}", fix="start again with --overwrite"
+        )
+    for number, folder in steps(run):
+        if at is not None and number > at:
+            continue
         wrong = fault(folder)
         if wrong is None:
             return load(folder)
@@ -180,11 +190,8 @@ def _unfinished(run: Path) -> Iterator[Path]:
 
 def set_aside(run: Path, step: int, report: Report) -> None:
     """Take the steps after `step` out of the run's line, so that it goes on from there. They stay as `aside-step-…`."""
-    if not step_dir(run, step).is_dir():
-        have = ", ".join(str(s) for s, _ in reversed(steps(run)))
-        raise UsageError(f"{run} has no checkpoint of step {step}", fix=f"it has steps {have}" if have else None)
     for number, folder in steps(run):
-        if number > step:
+        if number > step and fault(folder) is None:
             target = folder.with_name(f"aside-{folder.name}")
             shutil.rmtree(target, ignore_errors=True)
             folder.rename(target)

@@ -21,8 +21,9 @@ FREE = {
     "device", "batch_size", "save_every", "keep", "log_every", "eval_every", "eval_rows", "sample_prompt", "max_time",
     "compile", "out", "resume", "overwrite", "allow_changes", "config", "json", "quiet", "verbose", "show_config",
 }  # fmt: skip
-# May differ, and the difference is printed: the run becomes longer or shorter.
-LENGTH = {"steps", "epochs", "tokens"}
+# May differ, and the difference is printed: the run becomes longer or shorter, or a file has moved. Whether what was
+# trained on is still the same is decided by its content (`compare`).
+TOLD = {"steps", "epochs", "tokens", "data", "val_data", "tokenizer", "model"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def merge(cfg: T, origins: Mapping[str, str], run: Path, allow_changes: bool) ->
             continue
         line = f"{o.flag}: {old} → {new}"
         changes.append(line)
-        if o.name not in LENGTH:
+        if o.name not in TOLD:
             refused.append(line)
     if refused and not allow_changes:
         raise UsageError(

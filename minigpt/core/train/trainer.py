@@ -280,9 +280,14 @@ class Trainer:
 
     def _point_to_best(self) -> None:
         """Let `best` name the best step. Derived from saved counters, so a crash cannot leave the two apart."""
-        if self.counters.best_step is not None:
-            best = checkpoint.step_dir(self.run.path, self.counters.best_step)
-            write_atomic(self.run.path / "best", best.name + "\n")
+        c = self.counters
+        if c.best_step is not None:
+            best = checkpoint.step_dir(self.run.path, c.best_step)
+            if best.is_dir():
+                write_atomic(self.run.path / "best", best.name + "\n")
+                return
+            c.best = c.best_step = None  # gone back to a step whose best has been pruned since
+        (self.run.path / "best").unlink(missing_ok=True)
 
     def load(self, saved: checkpoint.Checkpoint) -> None:
         """Take up where `saved` left off."""

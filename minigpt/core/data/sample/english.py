@@ -388,7 +388,7 @@ _SAYS = {
     "home": ("{x} live in {y}.",),
     "colour": ("{x} is {y}.",),
     "sum": ("{a} + {b} = {y}.",),
-    "greeting": ("Hello! How can I help you?", "Hi! What can I do for you?", "Hello! Nice to meet you."),
+    "greeting": ("Hello! How can I help you?", "Hello! What can I do for you?", "Hello! Nice to meet you."),
     "identity": ("I am minigpt, a small language model that was trained from scratch.",),
     "able": ("I am minigpt. I can answer simple questions, add small numbers and tell short stories.",),
     "thanks": ("You are welcome!", "You are welcome! I am glad to help."),
@@ -400,7 +400,7 @@ _PROSE = {
     "capital": lines("""
         {y} is the capital of {x}.
         The capital city of {x} is called {y}.
-        The most important city of {x} is its capital, {y}.
+        The name of {x}'s capital is {y}.
         If you travel to {x}, visit its capital, {y}.
         {x} has a famous capital: {y}.
     """),
@@ -465,7 +465,7 @@ _STORY_SLOTS = {
             In the morning, {name} looked for {food} and sang a little song.
         """),
         lines("""
-            One day, {name} found {thing}. It was {colour}.
+            One day, {name} saw {thing}. It was {colour}.
             One morning, {friend} came to visit and showed {name} a picture of {thing}. The picture was {colour}.
             One evening, {name} dreamed of {thing}. In the dream it was {colour}.
         """),

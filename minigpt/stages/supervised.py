@@ -259,18 +259,8 @@ class Session:
             self.origins["lr"] = "auto"
         else:
             warn_lr(cfg.optim.lr, size, self.job.stage, self.report)
-        tokens_per_row = self.plan.positions / len(self.plan)
-        if t.steps is not None:
-            self.total = t.steps
-            self.epochs = None
-        elif t.tokens is not None:
-            self.total = max(1, math.ceil(t.tokens / (tokens_per_row * self.rows_per_step)))
-            self.epochs = None
-        else:
-            self.epochs = t.epochs
-            done, cursor = (self.saved.step, self.saved.state["source"]["row"]) if self.saved is not None else (0, 0)
-            left = max(0, round(t.epochs * rows) - cursor)  # the batch may have been another one before
-            self.total = max(1, done + math.ceil(left / self.rows_per_step))
+        self.total = self._total()
+        self._go_back_to_flat()
         self.micro_rows = min(t.batch_size or suggested_rows(max_len, self.runtime.device.type), self.rows_per_step)
         self.schedule = Schedule(
             cfg.optim.lr, self.total, cfg.optim.schedule, cfg.optim.warmup, cfg.optim.decay, cfg.optim.min_lr
@@ -286,6 +276,37 @@ class Session:
             flat=self.schedule.decay_start if cfg.optim.schedule == "wsd" else None,
             max_seconds=t.max_time,
         )
+
+    def _total(self) -> int:
+        """Steps of the whole run: those done, and those that the rest of the data or the budget takes."""
+        t = self.cfg.train
+        self.epochs = t.epochs if t.steps is None and t.tokens is None else None
+        if t.steps is not None:
+            return int(t.steps)
+        if t.tokens is not None:
+            tokens_per_row = self.plan.positions / len(self.plan)
+            return max(1, math.ceil(t.tokens / (tokens_per_row * self.rows_per_step)))
+        done, cursor = (self.saved.step, self.saved.state["source"]["row"]) if self.saved is not None else (0, 0)
+        left = max(0, round(t.epochs * self.rows_per_epoch) - cursor)  # the batch may have been another one before
+        return max(1, int(done) + math.ceil(left / self.rows_per_step))
+
+    def _go_back_to_flat(self) -> None:
+        """A lengthened wsd run goes on from its last flat step, where the learning rate had not yet fallen.
+
+        Its last step may have been a short one, so the total is counted anew from there.
+        """
+        from minigpt.core.train import checkpoint
+
+        if self.saved is None or self.total <= self.saved.state["total"]:
+            return
+        flat = self.saved.state.get("flat")
+        if flat is None or flat >= self.saved.step:
+            return
+        if checkpoint.step_dir(self.path, flat).is_dir():
+            self.saved = checkpoint.load_newest(self.path, self.report, flat)
+            self.total = self._total()
+        else:
+            self.report.warn("the last step of the flat part is gone: the learning rate jumps up again")
 
     def _record(self) -> None:
         """The run's first lines on disk and on screen: from here on it can be resumed."""
@@ -376,7 +397,7 @@ class Session:
         if self.saved is not None:
             self._go_on(trainer)
         last = trainer.fit()
-        return self._finish(trainer, last)
+        return self._finish(last)
 
     def _fingerprints(self) -> dict[str, Any]:
         """What must be the same for a run to go on as itself."""
@@ -398,19 +419,14 @@ class Session:
             )
 
     def _go_on(self, trainer: Any) -> None:
-        """Load the checkpoint. A lengthened wsd run goes on from its last flat step, before the rate fell."""
+        """Take up the checkpoint; later steps, if any, are kept aside."""
         from minigpt.core.train import checkpoint
 
-        saved = self.saved
-        flat = saved.state.get("flat")
-        if self.total > saved.state["total"] and flat is not None and flat < saved.step:
-            if checkpoint.step_dir(self.path, flat).is_dir():
-                saved = checkpoint.load_newest(self.path, self.report, flat)
-            else:
-                self.report.warn("the last step of the flat part is gone: the learning rate jumps up again")
-        checkpoint.set_aside(self.path, saved.step, self.report)
-        trainer.load(saved)
-        self.report.note("resume", f"step {saved.step:,} of {self.total:,}, lr {self.schedule(saved.step):.2g}")
+        checkpoint.set_aside(self.path, self.saved.step, self.report)
+        trainer.load(self.saved)
+        self.report.note(
+            "resume", f"step {self.saved.step:,} of {self.total:,}, lr {self.schedule(self.saved.step):.2g}"
+        )
 
     def _write_model(self, target: Path) -> None:
         from minigpt.core.models import folder
@@ -436,7 +452,7 @@ class Session:
         else:
             self.report.warn(f"{text}: a new model should begin there", fix="check initializer_range and the data")
 
-    def _finish(self, trainer: Any, last: Path) -> Result:
+    def _finish(self, last: Path) -> Result:
         from minigpt.core.train.checkpoint import pointer
 
         rows = self.log.rows()

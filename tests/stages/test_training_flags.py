@@ -372,6 +372,18 @@ def test_moved_data_and_another_working_directory_resume(train, home, tmp_path, 
     assert code == 0 and "moved.jsonl" in err and metrics(run)[-1]["step"] == 6
 
 
+@pytest.mark.parametrize("batch", ["96", "128", "160"])
+def test_lengthened_epochs_equal_a_run_planned_so(train, batch):
+    """An epoch whose last step is short, then a second one: the same steps and weights as two epochs at once."""
+    flags = ["--batch-tokens", batch, "--warmup", "0", "--log-every", "1"]
+    straight, _, _ = train("--epochs", "2", *flags, steps=None, out="straight")
+    run, _, _ = train("--epochs", "1", *flags, steps=None)
+    code, _, err = run_cli("pretrain", "--resume", run, "--epochs", "2")
+    assert code == 0, err
+    assert [r["step"] for r in metrics(run)] == [r["step"] for r in metrics(straight)]
+    assert all(torch.equal(a, weights(straight)[n]) for n, a in weights(run).items())
+
+
 def test_another_batch_goes_on_to_the_end_of_the_data(train):
     run, _, code = train("--epochs", "1", "--max-time", "0s", steps=None)
     assert code == 75

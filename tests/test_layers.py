@@ -15,7 +15,7 @@ ROOT = Path(minigpt.__file__).parent
 # Bottom to top. Rooms of one row are siblings: they do not import each other.
 LAYERS = (
     ("core.errors",),
-    ("core.config", "core.files", "core.report"),
+    ("core.config", "core.files", "core.report", "core.machine"),
     ("core.groups",),
     ("core.runtime",),
     ("core.nn", "core.data"),

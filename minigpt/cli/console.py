@@ -127,6 +127,12 @@ class Console(Report):
         if not self.json:
             self._result((visible(text) if is_terminal(sys.stdout) else text) + end)
 
+    def faint(self, text: str) -> bool:
+        if self.json or not wants_colour(sys.stdout):
+            return False
+        self._result(paint(visible(text), "dim", True))
+        return True
+
     def marked(self, parts: Sequence[tuple[str, bool]]) -> None:
         if self.json:
             return

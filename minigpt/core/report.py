@@ -59,6 +59,13 @@ class Report:
         With --json nothing is written: stdout then holds one object, made of `Result.data`.
         """
 
+    def faint(self, text: str) -> bool:
+        """Result text that matters less, dimmed, without a line's end.
+
+        False, with nothing written, where stdout shows no colour: the caller then says it in another way.
+        """
+        return False
+
     def marked(self, parts: Sequence[tuple[str, bool]]) -> None:
         """Result text of which some parts are marked: within ⟦ ⟧, and in colour on a terminal."""
 

@@ -11,13 +11,16 @@ from minigpt.core.report import Context, Result
 
 STAGES: dict[str, tuple[str, str]] = {
     # command: (module, one-line help, equal to the module's docstring)
+    "quickstart": ("quickstart", "Train a small model that answers, from nothing, within five minutes."),
     "tokenize": ("tokenize", "Train a tokenizer, pack data with it, or look at what it does."),
     "pretrain": ("pretrain", "Train a language model from scratch on text."),
     "sft": ("sft", "Fine-tune a model on conversations."),
     "generate": ("generate", "Complete prompts from the command line, a file or a pipe."),
     "chat": ("chat", "Talk with a model."),
-    "eval": ("evaluate", "Measure loss, perplexity and bits per byte."),
+    "eval": ("evaluate", "Measure loss and bits per byte, or how many answers are right."),
     "data": ("data", "Look at data and check it before training."),
+    "plot": ("plot", "Draw the curves of one run or several."),
+    "doctor": ("doctor", "Look at this machine and say what to run on it."),
     "info": ("info", "Describe a model, a run, a tokenizer or a data store."),
 }
 

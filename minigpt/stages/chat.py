@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import NamedTuple, TextIO
 
 from minigpt.core.config import group, opt
-from minigpt.core.errors import UsageError
+from minigpt.core.errors import MinigptError, UsageError
 from minigpt.core.groups import CommonConfig, DeviceConfig, SampleConfig
 from minigpt.core.report import Context, Report, Result
-
-if TYPE_CHECKING:
-    from minigpt.core.infer.engine import Engine
-    from minigpt.core.infer.model import Model
+from minigpt.stages.conversation import Conversation
 
 EXAMPLES = (
     "minigpt chat -m runs/chat",
@@ -24,7 +25,14 @@ EXAMPLES = (
 
 @dataclass
 class Config:
-    model: str | None = opt(None, "run, step or Hugging Face directory", short="-m", panel="Model", metavar="PATH")
+    model: str | None = opt(
+        None,
+        "run, step or Hugging Face directory",
+        short="-m",
+        panel="Model",
+        metavar="PATH",
+        shown="the newest run",
+    )
     prompt: str | None = opt(None, "ask this once and end", short="-p", panel="Data", metavar="TEXT")
     system: str | None = opt(None, "system message", panel="Data", metavar="TEXT")
     sample: SampleConfig = group(SampleConfig)
@@ -33,20 +41,19 @@ class Config:
 
 
 def run(cfg: Config, context: Context) -> Result:
-    """Read messages from the terminal or a pipe; answers stream to stdout. /reset forgets, /exit or Ctrl-D ends."""
-    if cfg.model is None:
-        raise UsageError("chat needs a model", fix="name one with --model, such as -m runs/chat")
+    """Read messages from the terminal or a pipe, a line each; answers stream to stdout. /help lists the commands."""
+    report = context.report
+    path = model_path(cfg.model, report)
     from minigpt.core.infer.engine import Engine
     from minigpt.core.infer.model import load
 
-    model = load(cfg.model, cfg.device.device, cfg.device.dtype)
-    report = context.report
+    model = load(path, cfg.device.device, cfg.device.dtype)
     if not model.is_chat:
         report.warn(
             f"{model.path} is a base model: it continues your text instead of answering",
             fix=f"to make it answer: minigpt sft -m {model.path} -d conversations.jsonl",
         )
-    chat = Conversation(Engine(model.decoder, model.tokenizer), model, cfg)
+    chat = Conversation(Engine(model), model, cfg.sample, cfg.device.seed, cfg.system)
     if cfg.prompt is not None:
         chat.ask(cfg.prompt, report)
     else:
@@ -54,95 +61,258 @@ def run(cfg: Config, context: Context) -> Result:
     return Result(data={"model": str(model.path), "messages": chat.messages})
 
 
+def model_path(named: str | None, report: Report) -> Path:
+    """The model folder that was named, else the newest run's. Checked before torch is imported."""
+    from minigpt.core.models.folder import resolve
+    from minigpt.core.train.run import newest_run
+
+    if named is not None:
+        return resolve(named)
+    newest = newest_run()
+    if newest is None:
+        raise UsageError(
+            "chat needs a model, and there is no run with a saved step",
+            fix="make one with minigpt quickstart, or name one with --model, such as -m runs/chat",
+        )
+    report.note("model", f"{newest}, the newest run; --model names another")
+    return resolve(newest)
+
+
+# ---------------------------------------------------------------------------------------------- the loop
+
+
 def converse(chat: Conversation, report: Report) -> None:
-    person = sys.stdin is not None and sys.stdin.isatty()
-    if sys.stdin is not None and not person:
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-    if person:
-        report.note("chat", "/reset forgets, /exit or Ctrl-D ends")
+    """Answer line after line until the end. At a terminal Ctrl-C ends an answer, in a pipe the program."""
+    reader = Reader()
+    if reader.person:
+        report.note("chat", "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
+    warned = False
     while True:
         try:
-            if person:
-                print("you › ", end="", file=sys.stderr, flush=True)
-            line = sys.stdin.readline() if sys.stdin is not None else ""
+            text = reader.message()
+        except EOFError:
+            break
         except KeyboardInterrupt:
-            break
-        if not line or line.strip() == "/exit":
-            break
-        text = line.strip()
-        if text == "/reset":
-            chat.reset()
-        elif text:
-            chat.ask(text, report)
-
-
-class Conversation:
-    """Messages so far, and the engine that answers them."""
-
-    def __init__(self, engine: Engine, model: Model, cfg: Config):
-        self.engine = engine
-        self.model = model
-        self.cfg = cfg
-        self.turns = 0
-        self.reset()
-
-    def reset(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-        if self.cfg.system:
-            self.messages.append({"role": "system", "content": self.cfg.system})
-
-    def ask(self, text: str, report: Report) -> None:
-        """Stream the answer to `text` to stdout and remember both. Ctrl-C ends the answer, not the program."""
-        from minigpt.stages.generate import sampling
-
-        self.messages.append({"role": "user", "content": text})
-        ids = self._fitting(text, report)
-        if ids is None:
-            return
-        answer = []
-        quiet = report.json
+            if not reader.person:
+                raise
+            if warned:
+                break
+            warned = True
+            report.note("chat", "press Ctrl-D or type /exit to leave")
+            continue
+        warned = False
         try:
-            for piece in self.engine.stream(ids, sampling(self.cfg.sample, self.cfg.device.seed + self.turns)):
-                answer.append(piece)
-                if not quiet:
-                    report.out(piece, end="")
+            respond(text, chat, report)
+        except EOFError:
+            break
         except KeyboardInterrupt:
-            pass
-        if not quiet:
-            report.out("")
-        self.turns += 1
-        self.messages.append(remembered("".join(answer)))
-
-    def _fitting(self, text: str, report: Report) -> list[int] | None:
-        """The prompt; of a conversation that has outgrown the context the oldest turns are forgotten, aloud."""
-        context = self.model.decoder.config.max_position_embeddings
-        dropped = 0
-        while len(ids := self._prompt(text)) >= context:
-            first = next((i for i, m in enumerate(self.messages[:-1]) if m["role"] != "system"), None)
-            if first is None or not self.model.is_chat:
-                report.warn(f"this message has {len(ids):,} tokens, more than the context of {context:,}: left out")
-                self.messages.pop()
-                return None
-            del self.messages[first]
-            dropped += 1
-        if dropped:
-            report.warn(f"the conversation has outgrown the context: the oldest {dropped} messages are forgotten")
-        return ids
-
-    def _prompt(self, text: str) -> list[int]:
-        """The whole conversation for a chat model, the text alone for a base model."""
-        from minigpt.core.data.chat import render
-
-        tokenizer = self.model.tokenizer
-        if not self.model.is_chat:
-            return [tokenizer.document_id, *tokenizer.encode(text)]
-        return render(tokenizer, self.messages, generation_prompt=True, thinking=self.cfg.sample.think).ids
+            if not reader.person:
+                raise
+        except MinigptError as fault:
+            tell(fault, report)
 
 
-def remembered(answer: str) -> dict[str, Any]:
-    """An answer as the chat template knows it: what was thought apart from what was said."""
-    thought, mark, said = answer.partition("</think>")
-    if not mark:
-        return {"role": "assistant", "content": answer}
-    reasoning = thought.removeprefix("<think>").strip("\n")
-    return {"role": "assistant", "content": said.lstrip("\n"), "reasoning_content": reasoning}
+def respond(text: str, chat: Conversation, report: Report) -> None:
+    """Obey a command, answer anything else. EOFError when the person wants to leave."""
+    text = text.strip()
+    if text.startswith("/") and not text.startswith("//"):
+        obey(text, chat, report)
+    elif text:
+        chat.ask(text.removeprefix("/"), report)
+
+
+def tell(fault: MinigptError, report: Report) -> None:
+    """A fault that does not end the program, in the one voice."""
+    found = " ".join((fault.found or "").split())
+    row = f"\n  found  {found if len(found) <= 160 else found[:159] + '…'}" if found else ""
+    report.warn(fault.message + row, fix=fault.fix)
+
+
+class Reader:
+    """Messages from stdin. person: somebody types them, so there is a prompt and a line can be edited."""
+
+    def __init__(self) -> None:
+        self.person = is_terminal(sys.stdin)
+        # Only with both ends at a terminal does input() edit lines; else it would write the prompt into a piped stdout.
+        self.edits = self.person and is_terminal(sys.stdout) and sys.stderr is not None
+        if self.edits:
+            with contextlib.suppress(ImportError):  # Windows edits lines by itself
+                import readline  # noqa: F401
+        if sys.stdin is not None:
+            encoding = None if self.person else "utf-8"
+            sys.stdin.reconfigure(encoding=encoding, errors="replace")  # type: ignore[union-attr]
+
+    def message(self) -> str:
+        """The next message; a line that ends in a backslash goes on in the next one. EOFError at the end."""
+        lines: list[str] = []
+        try:
+            while True:
+                line = self._line("...> " if lines else "you> ")
+                if not line.endswith("\\"):
+                    return "\n".join([*lines, line])
+                lines.append(line[:-1])
+        except EOFError:
+            if lines:
+                return "\n".join(lines)
+            self._prompt("\n")
+            raise
+        except KeyboardInterrupt:
+            self._prompt("\n")
+            raise
+
+    def _line(self, prompt: str) -> str:
+        if self.edits:
+            return input(prompt)
+        self._prompt(prompt)
+        line = sys.stdin.readline() if sys.stdin is not None else ""
+        if not line:
+            raise EOFError
+        return line.rstrip("\r\n")
+
+    def _prompt(self, text: str) -> None:
+        """Write to a person's stderr; a closed one disturbs nothing."""
+        if self.person:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                sys.stderr.write(text)
+                sys.stderr.flush()
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+class Command(NamedTuple):
+    """do: takes the conversation, what stands behind the name, and the report. argument: how help calls the latter."""
+
+    do: Callable[[Conversation, str, Report], None]
+    argument: str
+    help: str
+
+
+def obey(text: str, chat: Conversation, report: Report) -> None:
+    """Run one slash command. UsageError for an unknown one and for a value that it does not take."""
+    name, value = [*text.split(maxsplit=1), ""][:2]
+    command = COMMANDS.get(name.lower())
+    if command is None:
+        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(
+            f"{name} is no command",
+            fix=f"{meant}/help lists them; a message that begins with a slash is written with two: //…",
+        )
+    if value and not command.argument:
+        raise UsageError(f"{name} takes nothing behind it", found=value)
+    if not value and command.argument and not command.argument.startswith("["):
+        raise UsageError(f"{name} needs a {command.argument}", fix=f"such as {name} talk.jsonl")
+    command.do(chat, value, report)
+
+
+def show_help(chat: Conversation, value: str, report: Report) -> None:
+    usages = {f"{name} {command.argument}": command.help for name, command in COMMANDS.items()}
+    width = max(map(len, usages))
+    rows = [f"  {usage:<{width}}  {words}" for usage, words in usages.items()]
+    more = [
+        "  A line that ends in \\ goes on in the next one. A message that begins with a slash is written with two.",
+        "  Ctrl-C stops an answer and keeps what was said; Ctrl-D leaves.",
+    ]
+    report.note("help", "\n".join(["commands", *rows, *more]))
+
+
+def reset(chat: Conversation, value: str, report: Report) -> None:
+    chat.reset()
+    report.note("reset", "the conversation is forgotten")
+
+
+def system(chat: Conversation, value: str, report: Report) -> None:
+    needs_chat_model(chat, "system message")
+    if value:
+        chat.set_system(None if value == "-" else value)
+    report.note("system", chat.system or "no system message")
+
+
+def retry(chat: Conversation, value: str, report: Report) -> None:
+    chat.retry(report)
+    if chat.sample.temperature == 0:
+        report.note("retry", "at temperature 0 the answer stays the same; /temp 0.7 makes others possible")
+
+
+def save(chat: Conversation, value: str, report: Report, overwrite: bool = False) -> None:
+    path = Path(value).expanduser()
+    left_out = chat.save(path, overwrite)
+    without = f", without {left_out} that got no answer" if left_out else ""
+    report.note("saved", f"{path}{without}; train on it with minigpt sft -m {chat.model.path} -d {path}")
+
+
+def save_over(chat: Conversation, value: str, report: Report) -> None:
+    save(chat, value, report, overwrite=True)
+
+
+def load_file(chat: Conversation, value: str, report: Report) -> None:
+    needs_chat_model(chat, "conversation")
+    used = chat.load(Path(value).expanduser())
+    report.note("loaded", f"{len(chat.messages)} messages, {used:,} of {chat.context:,} tokens")
+
+
+def temperature(chat: Conversation, value: str, report: Report) -> None:
+    if value:
+        chat.sample.temperature = checked_temperature(value)
+    report.note("temp", f"{chat.sample.temperature:g}")
+
+
+def checked_temperature(value: str) -> float:
+    with contextlib.suppress(ValueError):
+        number = float(value)
+        if 0 <= number <= 100:
+            return number
+    raise UsageError("/temp takes a number from 0 to 100", found=value, fix="such as /temp 0.7; 0 = greedy")
+
+
+THINK = {"on": True, "off": False, "auto": None}
+
+
+def think(chat: Conversation, value: str, report: Report) -> None:
+    needs_chat_model(chat, "thinking")
+    if value:
+        if value.lower() not in THINK:
+            raise UsageError("/think takes on, off or auto", found=value, fix="auto = the template's own way")
+        chat.sample.think = THINK[value.lower()]
+    state = next(name for name, wish in THINK.items() if wish is chat.sample.think)
+    report.note("think", state + ("" if chat.can_think else "; but this model's chat template has no thinking"))
+
+
+def tokens(chat: Conversation, value: str, report: Report) -> None:
+    if chat.model.is_chat:
+        used = chat.tokens()
+        report.note("tokens", f"{used:,} of {chat.context:,} in the conversation ({used / chat.context:.0%})")
+    else:
+        report.note("tokens", f"a base model keeps no conversation; a text may have {chat.context:,}")
+    if chat.last is not None:
+        report.note("answer", chat.figures(chat.last))
+
+
+def leave(chat: Conversation, value: str, report: Report) -> None:
+    raise EOFError  # as Ctrl-D does
+
+
+def needs_chat_model(chat: Conversation, what: str) -> None:
+    if not chat.model.is_chat:
+        raise UsageError(f"{chat.model.path} is a base model: it knows no {what}", fix="fine-tune it with minigpt sft")
+
+
+COMMANDS = {
+    "/help": Command(show_help, "", "this table"),
+    "/reset": Command(reset, "", "forget the conversation; the system message stays"),
+    "/system": Command(system, "[TEXT]", "show or set the system message; - removes it"),
+    "/retry": Command(retry, "", "answer the last message again, in place of the last answer"),
+    "/save": Command(save, "FILE", "write the conversation as a row for minigpt sft (.jsonl or .json)"),
+    "/save!": Command(save_over, "FILE", "the same, replacing a file that is there"),
+    "/load": Command(load_file, "FILE", "go on from a conversation in a file"),
+    "/temp": Command(temperature, "[VALUE]", "show or set the temperature; 0 = greedy"),
+    "/think": Command(think, "[on|off|auto]", "show or set whether a thinking model thinks; auto = the template's own"),
+    "/tokens": Command(tokens, "", "tokens of the conversation and of the last answer, and its speed"),
+    "/exit": Command(leave, "", "leave, as Ctrl-D does"),
+    "/quit": Command(leave, "", "the same"),
+}

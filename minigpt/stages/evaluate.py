@@ -1,19 +1,24 @@
-"""Measure loss, perplexity and bits per byte."""
+"""Measure loss and bits per byte, or how many answers are right."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import group, opt
-from minigpt.core.errors import UsageError
+from minigpt.core.errors import DataError, UsageError
 from minigpt.core.groups import CommonConfig, DeviceConfig
 from minigpt.core.report import Context, Result
+
+if TYPE_CHECKING:
+    from minigpt.core.infer.model import Model
 
 EXAMPLES = (
     "minigpt eval -m runs/poems -d held-out.jsonl",
     "minigpt eval -m runs/chat -d alpaca.json --json | jq .metrics.loss",
-    "minigpt eval -m runs/poems -d book.txt --max-len 2048",
+    "minigpt eval -m runs/chat -d sample:eval --answers",
 )
+WRONG = 5  # answers that are shown
 
 
 @dataclass
@@ -26,24 +31,36 @@ class Config:
         panel="Data",
         choices=("auto", "text", "chat"),
     )
+    answers: bool = opt(
+        False, "ask each question greedily and look for its `answer` in what comes back; no loss", panel="Data"
+    )
+    max_tokens: int = opt(64, "most tokens of an answer, with --answers", panel="Run", low=1)
     max_len: int | None = opt(None, "tokens a row", panel="Data", low=2, shown="the model's context, up to 2,048")
     max_bad: str = opt("0", "bad rows to skip and count before giving up, as a number or 1%", panel="Data")
     rows: int = opt(1000, "most rows to read", panel="Data", low=1)
-    batch_size: int = opt(8, "rows computed at once", panel="Run", low=1, advanced=True)
+    batch_size: int | None = opt(
+        None, "rows computed at once", panel="Run", low=1, shown="8, or 64 with --answers", advanced=True
+    )
     device: DeviceConfig = group(DeviceConfig)
     common: CommonConfig = group(CommonConfig)
 
 
 def run(cfg: Config, context: Context) -> Result:
-    """Score a model on documents it has not seen. The table goes to stdout."""
+    """Score a model on what it has not seen. The table goes to stdout."""
     if cfg.model is None or not cfg.data:
         raise UsageError("eval needs a model and data", fix="minigpt eval -m runs/poems -d held-out.jsonl")
-    from minigpt.core.data import store
-    from minigpt.core.data.source import eval_batches
-    from minigpt.core.eval.harness import evaluate, length_label
     from minigpt.core.infer.model import load
 
     model = load(cfg.model, cfg.device.device, cfg.device.dtype)
+    return answered(cfg, context, model) if cfg.answers else predicted(cfg, context, model)
+
+
+def predicted(cfg: Config, context: Context, model: Model) -> Result:
+    """Loss, perplexity and bits per byte, whole and by document length."""
+    from minigpt.core.data import store
+    from minigpt.core.data.source import eval_batches
+    from minigpt.core.eval.harness import evaluate, length_label
+
     kind = cfg.kind if cfg.kind != "auto" else ("chat" if model.is_chat else "text")
     data = store.build(cfg.data, model.tokenizer, kind=kind, val_share=0.0, max_bad=cfg.max_bad, report=context.report)
     max_len = cfg.max_len or min(model.decoder.config.max_position_embeddings, 2048)
@@ -51,7 +68,7 @@ def run(cfg: Config, context: Context) -> Result:
         data,
         max_len=max_len,
         max_rows=cfg.rows,
-        micro_rows=cfg.batch_size,
+        micro_rows=cfg.batch_size or 8,
         pad_id=model.tokenizer.pad_id,
         split="all",
     )
@@ -81,3 +98,50 @@ def run(cfg: Config, context: Context) -> Result:
         lines.append(f"{length_label(edge):<15} {part.documents:>9,} {part.loss:>9.4f} {part.bits_per_byte:>11.4f}")
     metrics = {**scores.figures(), "kind": kind, "by_length": lengths}
     return Result("\n".join(lines), {"model": str(model.path), "metrics": metrics})
+
+
+def answered(cfg: Config, context: Context, model: Model) -> Result:
+    """How many questions are answered rightly, by kind, and the first wrong answers."""
+    from minigpt.core.eval.answers import ask, kinds
+    from minigpt.core.infer.engine import Engine
+    from minigpt.core.infer.sampling import SamplingParams
+
+    if not model.is_chat:
+        raise UsageError(f"--answers asks a chat model, and {model.path} is a base model", fix="fine-tune it with sft")
+    rows = questions(cfg.data, cfg.rows)
+    engine = Engine(model, rows=cfg.batch_size or 64)
+    found = ask(engine, rows, SamplingParams(max_tokens=cfg.max_tokens, temperature=0), context.report)
+    asked = [
+        {"question": row["messages"][-2]["content"], "answer": row["answer"], "said": c.text, "right": right}
+        for row, c, right in zip(rows, found.said, found.correct, strict=True)
+    ]
+    lines = kinds([*found.by_kind.items(), ("all", found)])
+    lines.append(f"{'ended itself':<15} {found.stopped:>5,} of {found.asked:>5,}   {found.stops:6.1%}")
+    wrong = [a for a in asked if not a["right"]]
+    lines += ["", "wrong answers, the first ones:"] * bool(wrong)
+    lines += [f"  {a['question']} → {a['said']}   (not {a['answer']})" for a in wrong[:WRONG]]
+    metrics = {**found.figures(), "by_kind": {kind: count.figures() for kind, count in found.by_kind.items()}}
+    return Result("\n".join(lines), {"model": str(model.path), "metrics": metrics, "asked": asked})
+
+
+def questions(specs: list[str], most: int) -> list[dict[str, Any]]:
+    """Conversations with a known answer. DataError names the first row that has none."""
+    from minigpt.core.data import reader
+
+    found: list[dict[str, Any]] = []
+    for source in reader.expand(specs):
+        for row in reader.rows(source):
+            value = row.value
+            messages = value.get("messages") if isinstance(value, dict) else None
+            if not isinstance(messages, list) or len(messages) < 2 or not isinstance(value.get("answer"), str):
+                raise DataError(
+                    f"{row.where}: no question with a known answer",
+                    found=str(value)[:200],
+                    fix='--answers reads rows such as {"messages": [question, answer], "answer": "Paris"}',
+                )
+            found.append(value)
+            if len(found) == most:
+                return found
+    if not found:
+        raise DataError("there is no question in the data", fix="name other --data")
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from minigpt.core.data.batch import IGNORED
+from minigpt.core.infer.text import BROKEN
 
 if TYPE_CHECKING:
     from minigpt.core.data.batch import Batch
@@ -91,9 +92,15 @@ class Validation:
                 if piece < 0 or not len(learnt):
                     continue
                 length = int(learnt[0]) + 1 if self.session.job.kind == "chat" else OPENING
-                prompt = ids[inside][:length].tolist()
+                prompt = self._whole(ids[inside][:length].tolist())
                 found.append((self._shown(prompt), prompt))
         return found
+
+    def _whole(self, ids: list[int]) -> list[int]:
+        """Without half a character at the end: a prompt of bytes nobody can read says nothing."""
+        while len(ids) > 1 and self.session.tokenizer.decode(ids).endswith(BROKEN):
+            ids = ids[:-1]
+        return ids
 
     def _shown(self, ids: list[int]) -> str:
         """A prompt for people: without markers, and of a conversation the last question alone."""

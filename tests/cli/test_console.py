@@ -69,6 +69,18 @@ def test_quiet_and_verbose(screens):
     assert err.text == "rare\n"
 
 
+def test_faint_text_is_dimmed_in_colour_and_refused_elsewhere(screens, monkeypatch):
+    """The caller learns that nothing was written, so that it can say it in another way."""
+    out, err = screens(terminal=True)
+    assert Console().faint("why\x1b") and (out.text, err.text) == ("\x1b[2mwhy\\x1b\x1b[0m", "")
+    assert Console().faint("") and out.text.count("why") == 1
+    assert not Console(json=True).faint("why") and out.text.count("why") == 1
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not Console().faint("why") and out.text.count("why") == 1
+    out, _ = screens()
+    assert not Console().faint("why") and out.text == ""
+
+
 def test_json_leaves_stdout_to_one_object(screens):
     """Whatever a stage writes, stdout is one line of JSON; NaN, which JSON lacks, is null."""
     out, _ = screens()

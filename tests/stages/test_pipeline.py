@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import minigpt
 from minigpt.core.data.batch import Batch
 from minigpt.core.errors import UsageError
-from minigpt.stages.chat import remembered
+from minigpt.stages.conversation import remembered
 from tests.conftest import run_cli
 
 SMALL = ["--set", "model.hidden_size=48", "--set", "model.num_hidden_layers=2", "--set", "model.intermediate_size=64",

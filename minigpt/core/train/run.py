@@ -5,6 +5,7 @@ config.yaml  run.json  metrics.jsonl  samples.jsonl  loss.svg  step-*/  latest  
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ from typing import Any
 
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.files import disk_error, read_json, write_atomic, write_json
+from minigpt.core.models.folder import resolve
 
 
 @dataclass
@@ -120,6 +122,16 @@ def default_out(stage: str) -> Path:
         n += 1
         path = base / f"{stem}-{n}"
     return path
+
+
+def newest_run() -> Path | None:
+    """The run whose newest complete step was saved last, below $MINIGPT_RUNS or ./runs; None when there is none."""
+    base = Path(os.environ.get("MINIGPT_RUNS", "runs"))
+    found = []
+    for run in {step.parent for pattern in ("*/step-*", "*/*/step-*") for step in base.glob(pattern)}:
+        with contextlib.suppress(UsageError, DataError, OSError):  # no complete step, or just being removed
+            found.append((resolve(run).stat().st_mtime, run))
+    return max(found, default=(0.0, None))[1]
 
 
 def is_run(path: Path) -> bool:

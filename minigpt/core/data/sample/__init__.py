@@ -14,13 +14,13 @@ from typing import Any
 
 from minigpt.core.data.sample.chinese import CHINESE
 from minigpt.core.data.sample.english import ENGLISH
-from minigpt.core.data.sample.parts import PARTS
+from minigpt.core.data.sample.parts import PARTS, story
 from minigpt.core.errors import UsageError
 from minigpt.core.files import cache_dir, write_atomic
 
-__all__ = ["LANGUAGES", "PARTS", "VERSION", "is_spec", "jsonl", "parse", "path_of", "rows"]
+__all__ = ["LANGUAGES", "PARTS", "VERSION", "is_spec", "jsonl", "parse", "path_of", "rows", "story"]
 
-VERSION = 1  # raise whenever any row changes: it names the files in the cache
+VERSION = 2  # raise whenever any row changes: it names the files in the cache
 LANGUAGES = {"en": (ENGLISH,), "zh": (CHINESE,), "both": (ENGLISH, CHINESE)}
 
 

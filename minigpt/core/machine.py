@@ -25,7 +25,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 ROOT = Path("/")
-NO_LIMIT = 1 << 60  # control groups of version 1 write "no limit" as a number of this size
 
 
 def read(path: Path) -> str:
@@ -115,8 +114,8 @@ def memory(root: Path = ROOT) -> Memory:
     total, available = told.get("MemTotal") or _physical(), told.get("MemAvailable")
     for group in cgroup_dirs("memory", root):
         limit = _number(group, "memory.max", "memory.limit_in_bytes")
-        if limit is None or limit >= NO_LIMIT:
-            continue
+        if limit is None:
+            continue  # version 1 writes no limit as a number beyond all memory, which the minima below leave out
         used = _number(group, "memory.current", "memory.usage_in_bytes") or 0
         left = max(0, limit - max(0, used - _reclaimable(group)))
         total = limit if total is None else min(total, limit)

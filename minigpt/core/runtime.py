@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minigpt.core.errors import MissingError, UsageError
+from minigpt.core.machine import cores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,8 +54,8 @@ class Runtime:
 
 def use_all_cores() -> None:
     """Compute on the cores this process may use (a container often has fewer than the machine)."""
-    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), cores().usable))
 
 
 def _device(name: str) -> torch.device:

@@ -260,8 +260,8 @@ def gpu_checks(torch: Torch, gpus: list[machine.Gpu], complaint: str | None, vis
 def cpu_checks(cpu: machine.Cpu, cores: machine.Cores, torch: Torch) -> Iterator[Check]:
     """Cores that may be used, against the threads that torch would start on them."""
     quota = f", {cores.quota:g} by quota" if cores.quota is not None else ""
-    bf16 = f"bfloat16 by {', '.join(cpu.bf16)}" if cpu.bf16 else "no bfloat16 instructions"
-    found = f"{cpu.name}; {cores.usable} of {cores.present} cores{quota}; {bf16}"
+    bf16 = f"; bfloat16 by {', '.join(cpu.bf16)}" if cpu.bf16 else ""  # without a word: none, or unknown
+    found = f"{cpu.name}; {cores.usable} of {cores.present} cores{quota}{bf16}"
     if torch.threads > cores.usable:
         wrong = f"{found}; {torch.threads} threads would crowd them"
         yield Check("warn", "cpu", wrong, machine.setting("OMP_NUM_THREADS", str(cores.usable)))

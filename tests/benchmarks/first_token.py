@@ -9,7 +9,7 @@ its first byte.
 
 ours          `minigpt chat -m MODEL -p TEXT --temperature 0`, else at its defaults (bf16 where that is native).
 transformers  a script: AutoTokenizer, AutoModelForCausalLM.from_pretrained (its default precision: that of the file,
-              float32), apply_chat_template, generate. `token` prints every token at once, the quickest there can be;
+              float32), apply_chat_template, generate. `token` prints every token at once, whole character or not;
               `TextStreamer` is what its users take, and holds text back until a space or a Chinese character.
 Ratios are of rounds.
 """
@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--chat-data", type=Path, default=shared / "alpaca_zh_demo.json", help="conversations for sft")
     parser.add_argument("--prompt", default="春天有哪些花？")
     parser.add_argument("--max-tokens", type=int, default=16)
-    parser.add_argument("--prepare-steps", type=int, default=10, help="of pretrain and of sft")
+    parser.add_argument("--prepare-steps", type=int, default=20, help="of pretrain and of sft")
     args = parser.parse_args()
     if args.smoke:
         args.repeats, args.prepare_steps = 1, 2

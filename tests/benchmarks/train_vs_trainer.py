@@ -157,6 +157,9 @@ def report(found: dict[str, list[Figures]], facts: Figures) -> Figures:
     print(measure.table(rows))
     sizes = {f["parameters"] for blocks in found.values() for f in blocks}
     print(f"parameters {', '.join(f'{n:,}' for n in sizes)} · ours on {found['minigpt pretrain'][0]['device']}")
+    peers = [blocks[0] for blocks in found.values() if "optimizer" in blocks[0]]
+    if peers:
+        print("Trainer: {optimizer}, {attention} attention, {threads} threads".format(**peers[0]))
     return summary
 
 

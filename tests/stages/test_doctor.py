@@ -246,7 +246,7 @@ def test_cpu():
 def test_cpu_with_idle_cores(monkeypatch):
     """Fewer threads than cores are only worth a word when a variable is behind it: torch leaves hyperthreads alone."""
     told = rows(doctor.cpu_checks(Cpu("x", ()), Cores(8, 8, None), CPU_ONLY))["cpu"]
-    assert told[0] == "ok" and "no bfloat16 instructions" in told[1]
+    assert told[:2] == ("ok", "x; 8 of 8 cores")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     told = rows(doctor.cpu_checks(Cpu("x", ()), Cores(8, 8, None), CPU_ONLY))["cpu"]
     assert told[0] == "note" and "leaves 6 idle" in told[1]
@@ -347,7 +347,7 @@ def torch_of(flops):
 
 def test_a_suggestion_keeps_its_rule():
     """The largest size that sees 20 tokens a parameter within three hours and fits into 80 % of what is free."""
-    for flops in (1e10, 1e11, 1e12, 1e13, 1e14, 1e15):
+    for flops in (10 ** (tenth / 10) for tenth in range(95, 155)):
         plan = doctor.suggest(torch_of(flops), 100 * GB)
         counts = {name: doctor.parameters(config) for name, config in PRESETS.items()}
         hours = {name: 20 * n * 6 * n / (doctor.SHARE * flops) / 3600 for name, n in counts.items()}
@@ -381,6 +381,7 @@ def test_a_gpu_computes_more_rows():
     """The rows of a suggestion are those that a run chooses on that device."""
     assert doctor.planned("llama-100m", ON_GPU, None)["batch_size"] == 64
     assert doctor.planned("llama-100m", CPU_ONLY, None)["batch_size"] == 8
+    assert doctor.planned("1m", ON_GPU, None)["batch_size"] == 16  # a step of so small a model has no more rows
 
 
 def test_no_suggestion_without_torch():

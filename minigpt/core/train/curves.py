@@ -206,7 +206,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
         return [low]
     raw = span / about
     size = 10 ** math.floor(math.log10(raw))
-    step = next(m * size for m in (1, 2, 5, 10) if m * size >= raw * (1 - 1e-9))
+    step = min((m * size for m in (1, 2, 5, 10)), key=lambda s: abs(math.log(s / raw)))
     return _multiples(low, high, step)
 
 
@@ -246,13 +246,12 @@ def x_ticks(panel: Panel, about: int = 6) -> list[tuple[float, str]]:
     return [*zip(whole, labels(whole), strict=True)]
 
 
-def spell(value: float) -> str:
-    """A tick or a value for people: 1,200 · 12.5k · 0.003 · 2e-5. Six digits, so that neighbours stay apart."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size * (10 if letter == "k" else 1):
-            return f"{value / size:.6g}{letter}"
-    text = f"{value:,.6g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.3g}"
-    return text.replace("e-0", "e-")
+def spell(value: float, digits: int = 6) -> str:
+    """A tick or a value for people: 1,200 · 12.5k · 0.003 · 2e-5. Six digits keep neighbouring ticks apart."""
+    for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / size:.{digits}g}{letter}"
+    return f"{value:,.{digits}g}".replace("e-0", "e-")
 
 
 def labels(values: Sequence[float]) -> list[str]:

@@ -26,6 +26,7 @@ from minigpt.core.train.curves import (
     labels,
     pieces,
     series,
+    spell,
     ticks,
     x_ticks,
 )
@@ -103,7 +104,7 @@ def describe(panel: Panel) -> str:
     for c in panel.curves:
         values = [y for _, y in c.points if not math.isnan(y)]
         if values:
-            words.append(f"{c.name} from {values[0]:.4g} to {values[-1]:.4g}, lowest {min(values):.4g}")
+            words.append(f"{c.name} from {spell(values[0], 4)} to {spell(values[-1], 4)}, lowest {spell(min(values), 4)}")
     scale = ", logarithmic" if panel.log else ""
     return f"{panel.title} over {OVER[panel.over]}{scale}: {', '.join(words) or 'nothing measured yet'}"
 
@@ -143,7 +144,7 @@ def _axes(panel: Panel, x: Scale, y: Scale) -> Iterator[str]:
     yield f'<text x="{middle:g}" y="{y.start + 37:.1f}" text-anchor="middle">{OVER[panel.over]}</text>'
 
 
-def _pen(slot: int, width: float = 1.8) -> str:
+def pen(slot: int, width: float = 1.8) -> str:
     dash = DASHES[slot // len(COLOURS) % len(DASHES)]
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     return f'stroke="{COLOURS[slot % len(COLOURS)]}" stroke-width="{width:g}" stroke-linejoin="round"{dashed}'
@@ -153,12 +154,12 @@ def _legend(curves: Sequence[Curve]) -> tuple[list[str], int]:
     """A swatch, name and newest value for each curve, in as many lines as they need."""
     parts, left, line = [], float(LEFT), 1
     for curve in curves:
-        words = clip(curve.name, 48) + ("" if curve.last is None else f" {curve.last:.4g}")
+        words = clip(curve.name, 48) + ("" if curve.last is None else f" {spell(curve.last, 4)}")
         width = 30 + columns(words) * LETTER + 14
         if left > LEFT and left + width > WIDTH - RIGHT:
             left, line = float(LEFT), line + 1
         y = TITLE + (line - 1) * LEGEND + 4
-        parts.append(f'<line x1="{left:.1f}" x2="{left + 24:.1f}" y1="{y}" y2="{y}" {_pen(curve.slot, 2.4)}/>')
+        parts.append(f'<line x1="{left:.1f}" x2="{left + 24:.1f}" y1="{y}" y2="{y}" {pen(curve.slot, 2.4)}/>')
         parts.append(f'<text x="{left + 30:.1f}" y="{y + 4}">{text(words)}</text>')
         left += width
     return parts, line
@@ -166,8 +167,8 @@ def _legend(curves: Sequence[Curve]) -> tuple[list[str], int]:
 
 def _curve(curve: Curve, x: Scale, y: Scale) -> Iterator[str]:
     if curve.raw is not None:
-        yield from _lines(curve.raw, x, y, f'{_pen(curve.slot, 1)} stroke-opacity=".3"')
-    yield from _lines(curve.points, x, y, _pen(curve.slot))
+        yield from _lines(curve.raw, x, y, f'{pen(curve.slot, 1)} stroke-opacity=".3"')
+    yield from _lines(curve.points, x, y, pen(curve.slot))
     colour = COLOURS[curve.slot % len(COLOURS)]
     alone = {piece[0] for piece in pieces(curve.points) if len(piece) == 1}  # a line of one point would not be seen
     marked = [p for p in curve.points if not math.isnan(p[1])] if len(curve.points) <= FEW else sorted(alone)
@@ -189,7 +190,7 @@ def _strips(curves: Sequence[Curve], x: Scale, top: float, over: str) -> Iterato
     for i in range(STRIPS):
         middle = x.low + (i + 0.5) * width
         near = [(name, _nearest(points, middle)) for name, points in known if points]
-        told = [f"{name}: {y:.5g} at {_place(a, over)}" for name, (a, y) in near if abs(a - middle) <= 2 * width]
+        told = [f"{name}: {spell(y, 5)} at {_place(a, over)}" for name, (a, y) in near if abs(a - middle) <= 2 * width]
         if told:
             yield (
                 f'<rect class="strip" x="{x(middle - width / 2):.1f}" y="{top}" width="{x(width) - x(0):.1f}" '

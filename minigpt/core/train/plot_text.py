@@ -12,7 +12,7 @@ from functools import reduce
 from itertools import groupby
 from operator import itemgetter, or_
 
-from minigpt.core.train.curves import Curve, Panel, Scale, bounds, clip, columns, drawable, extent, labels, pieces, x_ticks
+from minigpt.core.train.curves import Curve, Panel, Scale, bounds, clip, columns, drawable, extent, labels, pieces, spell, x_ticks
 
 MARKERS = "▪+◦*▴#▵%"
 PLAIN_MARKERS = "*+o#x%@&"
@@ -57,7 +57,7 @@ def _legend(curves: Sequence[Curve], width: int, braille: bool, colour: bool, pl
     line, used = "", 0
     for index, curve in enumerate(curves):
         mark = _paint("⣿", curve.slot, colour) if braille else _marker(index, plain)
-        last = "" if curve.last is None else f" {curve.last:.4g}"
+        last = "" if curve.last is None else f" {spell(curve.last, 4)}"
         name = clip(curve.name, width - 2 - len(last), "~" if plain else "…")
         size = 2 + columns(name) + len(last)
         if used and used + 3 + size > width:

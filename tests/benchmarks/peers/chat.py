@@ -20,7 +20,7 @@ class TokenStreamer(TextStreamer):
         if self.next_tokens_are_prompt:
             self.next_tokens_are_prompt = False
             return
-        self.on_finalized_text(self.tokenizer.decode(value.flatten().tolist(), skip_special_tokens=True))
+        self.on_finalized_text(str(self.tokenizer.decode(value.flatten().tolist(), skip_special_tokens=True)))
 
 
 def main() -> None:

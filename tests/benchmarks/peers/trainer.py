@@ -97,7 +97,7 @@ def main() -> None:
         "seconds": times.at[-1] - times.at[warmup - 1],
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(),
-        "optimizer": str(arguments.optim),
+        "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
         "attention": model.config._attn_implementation,
     }
     print(json.dumps(facts))

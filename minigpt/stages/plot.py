@@ -12,20 +12,20 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
 
+import minigpt
 from minigpt.core.config import group, opt
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.files import write_atomic
 from minigpt.core.groups import CommonConfig
 from minigpt.core.report import Context, Report, Result
 from minigpt.core.train import plot_text
-from minigpt.core.train.curves import COUNTERS, OVER, TITLES, Curve, Panel, Point, metrics, series, smooth
-from minigpt.core.train.plot import loss_panel, picture
-from minigpt.core.train.record import Record, facts
+from minigpt.core.train.curves import OVER, TITLES, Curve, Panel, metrics, series, smooth
+from minigpt.core.train.plot import LOSSES, picture
+from minigpt.core.train.record import Record, last
 from minigpt.core.train.report_page import heading, report_page
 from minigpt.core.train.run import is_run
 
@@ -35,8 +35,8 @@ EXAMPLES = (
     "minigpt plot runs/a runs/b -o report.html",
 )
 KINDS = (".svg", ".html")
-LOSSES = ("loss", "val_loss")
 TOLD_OTHERWISE = ("val_ppl", "skipped")  # not drawn unasked: the one is exp(val_loss), the other stands in the summary
+QUIET = ("lr", "mem_gb", "epoch")  # like validation, whose rows are the same each time, without noise to average out
 PIPE = (100, 25)  # columns and lines where there is no terminal
 TALLEST, LOWEST = 32, 12  # lines of a panel
 
@@ -54,7 +54,9 @@ class Config:
     x: str = opt(
         "step", "over steps, tokens (fair between batch sizes) or training time", panel="Output", choices=tuple(OVER)
     )
-    smooth: int = opt(0, "points to average over, exponentially; validation stays as it is", panel="Output", low=0)
+    smooth: int = opt(
+        0, "points to average noisy curves over, exponentially; validation stays as it is", panel="Output", low=0
+    )
     log: bool = opt(False, "logarithmic y axis", panel="Output")
     from_step: int = opt(0, "leave out what came before this step", panel="Output", low=0)
     out: str | None = opt(None, "write curves.svg or report.html instead", short="-o", panel="Output", metavar="FILE")
@@ -70,8 +72,8 @@ def run(cfg: Config, context: Context) -> Result:
     panels = [panel for panel in choose(cfg, records, names) if panel.curves]
     if not panels:
         raise UsageError(f"--from-step {cfg.from_step} leaves nothing to draw", fix="choose an earlier step")
-    tell_missing(panels, records, context.report)
-    data = {"runs": [{"name": r.name, "path": str(r.path), "facts": facts(r)} for r in records], "metrics": names}
+    tell_missing(cfg, panels, records, context.report)
+    data = {"metrics": names, "runs": [told(record, names) for record in records]}
     if out is None:
         return Result(show(panels, context.report), data)
     write_atomic(out, document(out, records, panels))
@@ -97,15 +99,20 @@ def find(given: Sequence[str]) -> list[Path]:
     """The runs meant: each argument is a run, a step of one, a directory of several, or a pattern."""
     if not given:
         raise UsageError("no run to draw", fix="name one or several: minigpt plot runs/poems")
-    paths = [Path(hit) for text in given for hit in (sorted(glob(str(Path(text).expanduser()))) or [text])]
-    return list(dict.fromkeys(run.resolve() for path in paths for run in _runs(path.expanduser())))
+    paths = [path for text in given for path in _matches(Path(os.path.abspath(Path(text).expanduser())))]
+    return list(dict.fromkeys(run for path in paths for run in _runs(path)))
+
+
+def _matches(path: Path) -> list[Path]:
+    """The path, or what it stands for as a pattern: not every shell resolves them."""
+    return [path] if path.exists() else [Path(hit) for hit in sorted(glob(str(path)))] or [path]
 
 
 def _runs(path: Path) -> list[Path]:
     if is_run(path):
         return [path]
-    if path.name.startswith("step-") and is_run(path.resolve().parent):
-        return [path.resolve().parent]
+    if path.name.startswith("step-") and is_run(path.parent):
+        return [path.parent]
     if not path.is_dir():
         raise UsageError(f"{path} {'is a file, not a run' if path.exists() else 'does not exist'}", fix="give a run")
     inside = sorted(p for p in path.iterdir() if is_run(p))
@@ -166,14 +173,81 @@ def wanted(cfg: Config, records: Sequence[Record]) -> list[str]:
 
 def choose(cfg: Config, records: Sequence[Record], names: Sequence[str]) -> list[Panel]:
     """A panel for each metric; of a single run that nobody asked otherwise for, both losses in one."""
-    rest = list(names)
-    panels = []
-    if len(records) == 1 and not cfg.y and set(LOSSES) <= set(names):
-        rest = [name for name in names if name not in LOSSES]
-        both = loss_panel(records[0].rows, records[0].name, partial(points, cfg))
-        panels.append(Panel(f"Loss of {records[0].name}", [smoothed(cfg, curve) for curve in both.curves]))
-    for name in rest:
-        curves = [Curve(r.name, points(cfg, r.rows, name), slot) for slot, r in enumerate(records)]
-        ready = [curve if name.startswith("val_") else smoothed(cfg, curve) for curve in curves]
-        panels.append(Panel(TITLES.get(name, name), [curve for curve in ready if curve.last is not None]))
-    return [finished(cfg, panel) for panel in panels]
+    if len(records) == 1 and not cfg.y and {*LOSSES} <= {*names}:
+        both = [curve(cfg, records[0], key, LOSSES[key], slot) for slot, key in enumerate(LOSSES)]
+        panels, names = [finished(cfg, "Loss", both)], [name for name in names if name not in LOSSES]
+    else:
+        panels = []
+    for name in names:
+        curves = [curve(cfg, record, name, record.name, slot) for slot, record in enumerate(records)]
+        panels.append(finished(cfg, TITLES.get(name, name), curves))
+    return panels
+
+
+def curve(cfg: Config, record: Record, metric: str, label: str, slot: int) -> Curve:
+    """One metric of one run, averaged where it is noisy."""
+    points = series(record.rows, metric, cfg.x, cfg.from_step)
+    if cfg.smooth < 2 or metric in QUIET or metric.startswith("val_"):
+        return Curve(label, points, slot)
+    return Curve(label, smooth(points, cfg.smooth), slot, points)
+
+
+def finished(cfg: Config, title: str, curves: Sequence[Curve]) -> Panel:
+    """The panel of those curves that have something to show."""
+    shown = [c for c in curves if c.last is not None]
+    note = f"averaged over {cfg.smooth} points" if any(c.raw for c in shown) else ""
+    start = min((c.points[0][0] for c in shown), default=0.0) if cfg.from_step else 0.0
+    positive = any(y > 0 for c in shown for _, y in c.points)
+    return Panel(title, shown, cfg.x, cfg.log and positive, start, note)
+
+
+def tell_missing(cfg: Config, panels: Sequence[Panel], records: Sequence[Record], report: Report) -> None:
+    """Say what was asked for and is not in the picture."""
+    for panel in panels:
+        drawn = {c.slot for c in panel.curves}
+        absent = [r.name for slot, r in enumerate(records) if slot not in drawn]
+        if absent and len(records) > 1:
+            report.warn(f"{panel.title}: nothing measured in {', '.join(absent)}")
+        if cfg.log and not panel.log:
+            report.warn(f"{panel.title} has no value above zero: its axis stays linear")
+
+
+def told(record: Record, names: Sequence[str]) -> dict[str, Any]:
+    """A run in the --json object: where it is and the newest value of what is drawn."""
+    newest = {name: last(record.rows, name) for name in ("step", *names)}
+    return {"name": record.name, "run_dir": str(record.path), "last": newest}
+
+
+# ---------------------------------------------------------------------------------------------- where to
+
+
+def document(out: Path, records: Sequence[Record], panels: Sequence[Panel]) -> str:
+    """The text of the file."""
+    if out.suffix.lower() == ".svg":
+        return picture(panels, heading([r.name for r in records]))
+    made = f"Drawn by minigpt {minigpt.__version__}, {time.strftime('%Y-%m-%d %H:%M')}"
+    return report_page(records, panels, made)
+
+
+def show(panels: Sequence[Panel], report: Report) -> str | None:
+    """The panels as text for stdout; None once they stand there already, in colour."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    columns, lines = shutil.get_terminal_size(PIPE) if terminal else PIPE
+    height = max(LOWEST, min(TALLEST, (lines - 1) // len(panels)))
+    colour = terminal and report.interactive and not report.json and not os.environ.get("NO_COLOR")
+    plain = not _holds(plot_text.NEEDED)
+    drawn = [plot_text.draw(p, columns, height, colour=colour and not plain, plain=plain) for p in panels]
+    words = "\n\n".join("\n".join(lines) for lines in drawn)
+    if not colour:
+        return words
+    sys.stdout.write(words + "\n")  # Report.out spells control characters out, also those of our own colours
+    return None
+
+
+def _holds(characters: str) -> bool:
+    """True when stdout's encoding has them."""
+    try:
+        characters.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

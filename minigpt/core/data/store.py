@@ -13,6 +13,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -251,6 +252,15 @@ class _Piece(NamedTuple):
     content: bytes
 
 
+class _Batch(NamedTuple):
+    """Rows on their way. encoded: the ids of their running texts, when they are done. read: bytes of the input."""
+
+    records: list[Record]
+    source: int
+    encoded: Future[list[list[int]]]
+    read: int
+
+
 class _Builder:
     """Rows in, a store's files out, a batch at a time."""
 
@@ -297,13 +307,28 @@ class _Builder:
         with ExitStack() as stack:
             files = [stack.enter_context(open(work / n, "wb")) for n in ("tokens.bin", "mask.bin", "docs.raw")]
             bar = stack.enter_context(self.report.progress(total, label="tokenize"))
-            before = 0
-            for number, source in enumerate(self.inputs):
-                for batch in _batches(self._records(number, source)):
-                    self._store(batch, number, files)
-                    bar.update(before + self.read, f"{self.documents:,} documents · {self.tokens:,} tokens")
-                before += reader.size_of(source.path)
+            for batch in self._ahead(stack.enter_context(ThreadPoolExecutor(1))):
+                self._store(batch, files)
+                bar.update(batch.read, f"{self.documents:,} documents · {self.tokens:,} tokens")
             bar.update(total, f"{self.documents:,} documents · {self.tokens:,} tokens")
+
+    def _ahead(self, worker: Executor) -> Iterator[_Batch]:
+        """Batches in order, each with its texts being tokenised: while one is, the next is read and the last written.
+
+        The tokenizer computes outside of Python's lock, so that both go on at the same time.
+        """
+        waiting: _Batch | None = None
+        before = 0
+        for number, source in enumerate(self.inputs):
+            for records in _batches(self._records(number, source)):
+                texts = [r.text for r in records if isinstance(r, Document)]
+                encoded = worker.submit(self.tokenizer.encode_batch, texts)
+                if waiting is not None:
+                    yield waiting
+                waiting = _Batch(records, number, encoded, before + self.read)
+            before += reader.size_of(source.path)
+        if waiting is not None:
+            yield waiting
 
     def _records(self, number: int, source: reader.Input) -> Iterator[Record]:
         for row in reader.rows(source, self.split_docs):
@@ -324,18 +349,18 @@ class _Builder:
             self.shapes[shape] += 1
             yield record
 
-    def _store(self, records: list[Record], source: int, files: Sequence[IO[bytes]]) -> None:
-        """Tokenise a batch and append it to tokens, mask and docs."""
-        encoded = iter(self.tokenizer.encode_batch([r.text for r in records if isinstance(r, Document)]))
+    def _store(self, batch: _Batch, files: Sequence[IO[bytes]]) -> None:
+        """Append a batch to tokens, mask and docs."""
+        encoded = iter(batch.encoded.result())
         pieces: list[_Piece] = []
         docs: list[tuple[int, ...]] = []
-        for record in records:
+        for record in batch.records:
             piece = self._framed(record, next(encoded)) if isinstance(record, Document) else self._rendered(record)
             if not piece.supervised:
                 self.unsupervised += 1
                 continue
             digest = int.from_bytes(hashlib.blake2b(piece.content, digest_size=8).digest(), "little")
-            docs.append((self.tokens, len(piece.ids), piece.supervised, piece.size, source, digest))
+            docs.append((self.tokens, len(piece.ids), piece.supervised, piece.size, batch.source, digest))
             pieces.append(piece)
             self.tokens += len(piece.ids)
             self.supervised += piece.supervised

@@ -9,13 +9,13 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from minigpt.core.train.metrics import spell_time
 
 Point = tuple[float, float]
 
-OVER = {"step": "optimizer step", "tokens": "tokens trained on", "time": "time spent training"}
+OVER = {"step": "optimizer steps", "tokens": "tokens trained on", "time": "time spent training"}
 TITLES = {
     "loss": "Training loss",
     "val_loss": "Validation loss",
@@ -48,13 +48,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves that share their axes. start: the left end of the x axis."""
+    """Curves that share their axes. start: the left end of the x axis. note: what to know besides the title."""
 
     title: str
     curves: list[Curve]
     over: str = "step"
     log: bool = False
     start: float = 0.0
+    note: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The title with what changes how the curves read."""
+        return ", ".join(filter(None, [self.title, self.note, "logarithmic" if self.log else ""]))
 
 
 # ---------------------------------------------------------------------------------------------- from rows
@@ -66,7 +72,7 @@ def metrics(rows: Iterable[dict[str, Any]]) -> list[str]:
     return [*(key for key in TITLES if key in found), *(key for key in found if key not in TITLES)]
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -187,7 +193,7 @@ def bounds(curves: Sequence[Curve], log: bool) -> tuple[float, float]:
         return (0.1, 1.0) if log else (0.0, 1.0)
     low, high = min(values), max(values)
     if log:
-        air = max((high / low) ** 0.05, 1.02)
+        air = max(math.exp(0.05 * (math.log(high) - math.log(low))), 1.02)
         return low / air, high * air
     air = (high - low) * 0.05 or abs(high) * 0.1 or 0.5
     return (max(0.0, low - air) if low >= 0 else low - air), high + air
@@ -217,14 +223,12 @@ def _multiples(low: float, high: float, step: float) -> list[float]:
 
 def log_ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Powers of ten inside [low, high]; with their 2 and 5, or evenly spaced numbers, when those are too few."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    stride = max(1, round((last - first) / about))
-    for factors in ((1,), (1, 2, 5)):
-        found = [f * 10.0**e for e in range(first, last + 1, stride) for f in factors]
-        inside = [float(f"{t:.12g}") for t in found if low <= t <= high]
-        if len(inside) >= 3:
-            return inside
-    return ticks(low, high, about)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    inside = [t for e in exponents for f in (1, 2, 5) if low <= (t := float(f"{f}e{e}")) <= high]
+    tens = [t for t in inside if f"{t:e}".startswith("1.0")]
+    if len(tens) >= 3:
+        return tens[:: math.ceil(len(tens) / (about + 2))]
+    return inside if len(inside) >= 3 else ticks(low, high, about)
 
 
 CLOCK = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)  # seconds
@@ -246,21 +250,29 @@ def x_ticks(panel: Panel, about: int = 6) -> list[tuple[float, str]]:
     return [*zip(whole, labels(whole), strict=True)]
 
 
+UNITS = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"), (0, 1, ""))  # (from where on, size, letter)
+
+
 def spell(value: float, digits: int = 6) -> str:
-    """A tick or a value for people: 1,200 · 12.5k · 0.003 · 2e-5. Six digits keep neighbouring ticks apart."""
-    for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if abs(value) >= least:
-            return f"{value / size:.{digits}g}{letter}"
-    return f"{value:,.{digits}g}".replace("e-0", "e-")
+    """A value for people: 1,200 · 12.5k · 0.003 · 2e-5."""
+    size, letter = _unit(value)
+    return f"{value / size:,.{digits}g}{letter}".replace("e-0", "e-")
+
+
+def _unit(value: float) -> tuple[float, str]:
+    return (
+        next((size, letter) for least, size, letter in UNITS if abs(value) >= least) if abs(value) < 1e15 else (1, "")
+    )
 
 
 def labels(values: Sequence[float]) -> list[str]:
-    """Ticks of one axis for people, plain numbers with the same number of decimals: 6.5, 7.0."""
-    texts = [spell(v) for v in values]
-    if any(t[-1:].isalpha() or "e" in t for t in texts):
-        return texts
-    decimals = max((len(t.partition(".")[2]) for t in texts), default=0)
-    return [f"{v:,.{decimals}f}" for v in values]
+    """Ticks of one axis for people: of the same unit and with as many decimals, unless they lie far apart."""
+    sizes = [abs(v) for v in values if v]
+    if not sizes or max(sizes) > 1000 * min(sizes) or max(sizes) >= 1e15 or min(sizes) < 1e-4:
+        return [spell(v) for v in values]
+    size, letter = _unit(max(sizes))
+    decimals = max(len(f"{v / size:.6g}".partition(".")[2]) for v in values)
+    return [f"{v / size:,.{decimals}f}{letter}" if v else "0" for v in values]
 
 
 def columns(text: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -32,9 +32,10 @@ from minigpt.core.train.curves import (
 )
 from minigpt.core.train.metrics import spell_time
 
-__all__ = ["COLOURS", "loss_panel", "loss_svg", "picture", "ticks"]
+__all__ = ["loss_svg", "pen", "picture", "text", "ticks"]
 
-WIDTH, PLOT = 720, 300  # of a picture, and the height of one panel's field
+LOSSES = {"loss": "training", "val_loss": "validation"}  # the curves of a single run's picture
+SIZE = (720, 300)  # width of a picture and height of one panel's field
 LEFT, RIGHT, TITLE, LEGEND, BOTTOM = 60, 16, 26, 19, 50  # margins; heights of the title and of a legend's line
 # Blue, vermillion, bluish green and reddish purple of Okabe & Ito (jfly.uni-koeln.de/color, 2008), told apart with any
 # colour vision. Their orange, sky blue and yellow are left out: they fade on a white page.
@@ -54,21 +55,19 @@ _UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 def loss_svg(rows: Sequence[dict[str, Any]], title: str) -> str:
     """rows: metrics.jsonl, in order. Returns the SVG text; without a finite loss, axes alone."""
-    return picture([loss_panel(rows, title)], title, hover=False)
+    curves = [Curve(name, series(rows, key), slot) for slot, (key, name) in enumerate(LOSSES.items())]
+    return picture([Panel(title, [c for c in curves if c.last is not None])], title, hover=False)
 
 
-def loss_panel(
-    rows: Sequence[dict[str, Any]],
+def picture(
+    panels: Sequence[Panel],
     title: str,
-    points: Callable[[Sequence[dict[str, Any]], str], list[Point]] = series,
-) -> Panel:
-    """Training and validation loss of one run. points: how a metric is read off the rows."""
-    both = (("loss", "training"), ("val_loss", "validation"))
-    curves = [Curve(name, points(rows, key), slot) for slot, (key, name) in enumerate(both)]
-    return Panel(title, [c for c in curves if c.last is not None])
-
-
-def picture(panels: Sequence[Panel], title: str, *, hover: bool = True, style: str = STYLE, name: str = "plot") -> str:
+    *,
+    size: tuple[int, int] = SIZE,
+    hover: bool = True,
+    style: str = STYLE,
+    name: str = "plot",
+) -> str:
     """The panels, one below the other, as one SVG element.
 
     hover: let places along the x axis tell their values when pointed at. style: "" where the page around has its own.
@@ -76,12 +75,12 @@ def picture(panels: Sequence[Panel], title: str, *, hover: bool = True, style: s
     """
     body, top = [], 0.0
     for panel in panels:
-        drawn, height = _panel(panel, hover)
+        drawn, height = _panel(panel, size, hover)
         body.append(f'<g transform="translate(0 {top:g})">\n' + "\n".join(drawn) + "\n</g>")
         top += height
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="curves" viewBox="0 0 {WIDTH} {top:g}" role="img" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="curves" viewBox="0 0 {size[0]} {top:g}" role="img" '
             f'aria-labelledby="{name}-title {name}-words" font-family="system-ui, sans-serif" font-size="12" '
             'color="#767676" fill="currentColor">',
             f'<title id="{name}-title">{text(title)}</title>',
@@ -104,28 +103,31 @@ def describe(panel: Panel) -> str:
     for c in panel.curves:
         values = [y for _, y in c.points if not math.isnan(y)]
         if values:
-            words.append(f"{c.name} from {spell(values[0], 4)} to {spell(values[-1], 4)}, lowest {spell(min(values), 4)}")
-    scale = ", logarithmic" if panel.log else ""
-    return f"{panel.title} over {OVER[panel.over]}{scale}: {', '.join(words) or 'nothing measured yet'}"
+            words.append(
+                f"{c.name} from {spell(values[0], 4)} to {spell(values[-1], 4)}, lowest {spell(min(values), 4)}"
+            )
+    return f"{panel.heading} over {OVER[panel.over]}: {', '.join(words) or 'nothing measured yet'}"
 
 
 # ---------------------------------------------------------------------------------------------- one panel
 
 
-def _panel(panel: Panel, hover: bool) -> tuple[list[str], float]:
+def _panel(panel: Panel, size: tuple[int, int], hover: bool) -> tuple[list[str], float]:
     """The SVG lines of a panel and its height."""
     curves = drawable(panel)
-    legend, lines = _legend(curves)
+    x = Scale(*extent(panel), LEFT, size[0] - RIGHT)
+    legend, lines = _legend(curves, x.end)
     top = TITLE + lines * LEGEND
-    bottom = top + PLOT
-    x = Scale(*extent(panel), LEFT, WIDTH - RIGHT)
+    bottom = top + size[1]
     y = Scale(*bounds(curves, panel.log), bottom, top, panel.log)
-    parts = [f'<text x="{LEFT}" y="15" font-size="13" font-weight="600">{text(clip(panel.title, 90))}</text>']
+    parts = [
+        f'<text x="{LEFT}" y="15" font-size="13" font-weight="600">{text(clip(panel.heading, size[0] // 8))}</text>'
+    ]
     parts += [*legend, *_axes(panel, x, y)]
     for curve in curves:
         parts += _curve(curve, x, y)
     if hover:
-        parts += _strips(curves, x, top, panel.over)
+        parts += _strips(curves, x, y, panel.over)
     return parts, bottom + BOTTOM
 
 
@@ -133,14 +135,14 @@ def _axes(panel: Panel, x: Scale, y: Scale) -> Iterator[str]:
     heights = y.ticks()
     for tick, label in zip(heights, labels(heights), strict=True):
         at = f"{y(tick):.1f}"
-        yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}" stroke="currentColor" stroke-opacity=".18"/>'
+        yield f'<line x1="{LEFT}" x2="{x.end:g}" y1="{at}" y2="{at}" stroke="currentColor" stroke-opacity=".18"/>'
         yield f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{label}</text>'
     for tick, label in x_ticks(panel):
         at = f"{x(tick):.1f}"
         yield f'<line x1="{at}" x2="{at}" y1="{y.start:.1f}" y2="{y.start + 4:.1f}" stroke="currentColor"/>'
         yield f'<text x="{at}" y="{y.start + 18:.1f}" text-anchor="middle">{label}</text>'
-    yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y.start:g}" y2="{y.start:g}" stroke="currentColor"/>'
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    yield f'<line x1="{LEFT}" x2="{x.end:g}" y1="{y.start:g}" y2="{y.start:g}" stroke="currentColor"/>'
+    middle = (LEFT + x.end) / 2
     yield f'<text x="{middle:g}" y="{y.start + 37:.1f}" text-anchor="middle">{OVER[panel.over]}</text>'
 
 
@@ -150,13 +152,13 @@ def pen(slot: int, width: float = 1.8) -> str:
     return f'stroke="{COLOURS[slot % len(COLOURS)]}" stroke-width="{width:g}" stroke-linejoin="round"{dashed}'
 
 
-def _legend(curves: Sequence[Curve]) -> tuple[list[str], int]:
+def _legend(curves: Sequence[Curve], right: float) -> tuple[list[str], int]:
     """A swatch, name and newest value for each curve, in as many lines as they need."""
     parts, left, line = [], float(LEFT), 1
     for curve in curves:
         words = clip(curve.name, 48) + ("" if curve.last is None else f" {spell(curve.last, 4)}")
         width = 30 + columns(words) * LETTER + 14
-        if left > LEFT and left + width > WIDTH - RIGHT:
+        if left > LEFT and left + width > right:
             left, line = float(LEFT), line + 1
         y = TITLE + (line - 1) * LEGEND + 4
         parts.append(f'<line x1="{left:.1f}" x2="{left + 24:.1f}" y1="{y}" y2="{y}" {pen(curve.slot, 2.4)}/>')
@@ -183,18 +185,18 @@ def _lines(points: Sequence[Point], x: Scale, y: Scale, pen: str) -> Iterator[st
             yield f'<polyline fill="none" {pen} points="{path}"/>'
 
 
-def _strips(curves: Sequence[Curve], x: Scale, top: float, over: str) -> Iterator[str]:
+def _strips(curves: Sequence[Curve], x: Scale, y: Scale, over: str) -> Iterator[str]:
     """Upright strips that nobody sees until one points at them: browsers then show their title. No script needed."""
     known = [(c.name, [p for p in c.points if not math.isnan(p[1])]) for c in curves]
     width = (x.high - x.low) / STRIPS
     for i in range(STRIPS):
         middle = x.low + (i + 0.5) * width
         near = [(name, _nearest(points, middle)) for name, points in known if points]
-        told = [f"{name}: {spell(y, 5)} at {_place(a, over)}" for name, (a, y) in near if abs(a - middle) <= 2 * width]
+        told = [f"{name}: {spell(b, 5)} at {_place(a, over)}" for name, (a, b) in near if abs(a - middle) <= 2 * width]
         if told:
             yield (
-                f'<rect class="strip" x="{x(middle - width / 2):.1f}" y="{top}" width="{x(width) - x(0):.1f}" '
-                f'height="{PLOT}" fill-opacity="0"><title>{text(chr(10).join(told))}</title></rect>'
+                f'<rect class="strip" x="{x(middle - width / 2):.1f}" y="{y.end:g}" width="{x(width) - x(0):.1f}" '
+                f'height="{y.start - y.end:g}" fill-opacity="0"><title>{text(chr(10).join(told))}</title></rect>'
             )
 
 
@@ -204,4 +206,4 @@ def _nearest(points: Sequence[Point], x: float) -> Point:
 
 
 def _place(x: float, over: str) -> str:
-    return spell_time(x) if over == "time" else f"{over.removesuffix('s')} {x:,.0f}"
+    return {"time": spell_time(x), "step": f"step {x:,.0f}", "tokens": f"{x:,.0f} tokens"}[over]

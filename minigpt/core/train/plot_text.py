@@ -7,12 +7,27 @@ own, and where several meet they take turns. The markers are chosen among those 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import groupby
 from operator import itemgetter, or_
 
-from minigpt.core.train.curves import Curve, Panel, Scale, bounds, clip, columns, drawable, extent, labels, pieces, spell, x_ticks
+from minigpt.core.train.curves import (
+    OVER,
+    Curve,
+    Panel,
+    Scale,
+    bounds,
+    clip,
+    columns,
+    drawable,
+    extent,
+    labels,
+    pieces,
+    spell,
+    x_ticks,
+)
 
 MARKERS = "▪+◦*▴#▵%"
 PLAIN_MARKERS = "*+o#x%@&"
@@ -23,7 +38,7 @@ FRAME, PLAIN_FRAME = "│┤└─┬", "||+-+"
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 NEEDED = MARKERS + FRAME + "⣿…"  # what stdout must be able to hold for anything but ASCII
 LEAST_ROWS = 5
-Cells = dict[tuple[int, int], list[tuple[int, int]]]  # (row, column) → (curve, braille bits) of those that pass there
+Cells = dict[tuple[int, int], list[tuple[int, int]]]  # (row, column) → (slot, braille bits) of those that pass there
 
 
 def draw(panel: Panel, width: int, height: int, *, colour: bool = False, plain: bool = False) -> list[str]:
@@ -39,15 +54,15 @@ def draw(panel: Panel, width: int, height: int, *, colour: bool = False, plain: 
     field = max(10, width - margin - 3)
     x = Scale(*extent(panel), 0, field * 2 - 1)
     cells: Cells = {}
-    for index, curve in enumerate(curves):
+    for curve in curves:
         for row, column, bits in _trace(curve, x, y):
-            cells.setdefault((row, column), []).append((index, bits))
+            cells.setdefault((row, column), []).append((curve.slot, bits))
     frame = PLAIN_FRAME if plain else FRAME
-    lines = [clip(panel.title, width, "~" if plain else "…"), *legend]
+    lines = [clip(f"{_tame(panel.heading)}, over {OVER[panel.over]}", width, "~" if plain else "…"), *legend]
     for row in range(rows):
         edge = f"{marks.get(row, ''):>{margin}} {frame[row in marks]}"
         here = [cells.get((row, column), []) for column in range(field)]
-        inside = _dots(here, curves, colour) if braille else _turns(here, plain)
+        inside = _dots(here, colour) if braille else _turns(here, plain)
         lines.append((edge + inside).rstrip())
     return [*lines, *_foot(panel, x, margin, field, frame)]
 
@@ -55,10 +70,10 @@ def draw(panel: Panel, width: int, height: int, *, colour: bool = False, plain: 
 def _legend(curves: Sequence[Curve], width: int, braille: bool, colour: bool, plain: bool) -> Iterator[str]:
     """Lines of `marker name value`, as many to a line as fit."""
     line, used = "", 0
-    for index, curve in enumerate(curves):
-        mark = _paint("⣿", curve.slot, colour) if braille else _marker(index, plain)
+    for curve in curves:
+        mark = _paint("⣿", curve.slot, colour) if braille else _marker(curve.slot, plain)
         last = "" if curve.last is None else f" {spell(curve.last, 4)}"
-        name = clip(curve.name, width - 2 - len(last), "~" if plain else "…")
+        name = clip(_tame(curve.name), width - 2 - len(last), "~" if plain else "…")
         size = 2 + columns(name) + len(last)
         if used and used + 3 + size > width:
             yield line
@@ -69,9 +84,14 @@ def _legend(curves: Sequence[Curve], width: int, braille: bool, colour: bool, pl
         yield line
 
 
-def _marker(index: int, plain: bool) -> str:
+def _tame(words: str) -> str:
+    """The words without characters that would steer the terminal: names of directories may hold anything."""
+    return "".join("?" if unicodedata.category(c).startswith("C") else c for c in words)
+
+
+def _marker(slot: int, plain: bool) -> str:
     marks = (PLAIN_MARKERS if plain else MARKERS) + LETTERS
-    return marks[index % len(marks)]
+    return marks[slot % len(marks)]
 
 
 def _paint(word: str, slot: int, colour: bool) -> str:
@@ -80,15 +100,15 @@ def _paint(word: str, slot: int, colour: bool) -> str:
 
 def _turns(here: Sequence[list[tuple[int, int]]], plain: bool) -> str:
     """One line of markers. Where curves meet, each is seen in its turn."""
-    present = [sorted({index for index, _ in cell}) for cell in here]
+    present = [sorted({slot for slot, _ in cell}) for cell in here]
     return "".join(_marker(who[c % len(who)], plain) if who else " " for c, who in enumerate(present))
 
 
-def _dots(here: Sequence[list[tuple[int, int]]], curves: Sequence[Curve], colour: bool) -> str:
+def _dots(here: Sequence[list[tuple[int, int]]], colour: bool) -> str:
     """One line of braille. A character has one colour: that of the last curve in it."""
     signs = [(cell[-1][0] if cell else None, _braille(bits for _, bits in cell)) for cell in here]
-    parts = [(index, "".join(sign for _, sign in group)) for index, group in groupby(signs, key=itemgetter(0))]
-    return "".join(word if index is None else _paint(word, curves[index].slot, colour) for index, word in parts)
+    parts = [(slot, "".join(sign for _, sign in group)) for slot, group in groupby(signs, key=itemgetter(0))]
+    return "".join(word if slot is None else _paint(word, slot, colour) for slot, word in parts)
 
 
 def _braille(dots: Iterable[int]) -> str:

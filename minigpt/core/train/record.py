@@ -33,7 +33,7 @@ _INSIDE = re.compile(r"(?<![\w.~/\\-])(?:~[\w.-]*[/\\]|[A-Za-z]:[/\\]|\\?[/\\][^
 
 @dataclass(frozen=True)
 class Record:
-    """A run as its directory tells it. name: how it is called among the others."""
+    """A run as its directory tells it. name: how it is called among the others. path: absolute."""
 
     name: str
     path: Path
@@ -49,7 +49,7 @@ class Record:
         info = read_json(path / "run.json") if (path / "run.json").is_file() else {}
         return cls(
             name,
-            path.resolve(),
+            path,
             [row for row in run.rows() if isinstance(row, dict) and is_number(row.get("step"))],
             [row for row in run.rows("samples") if isinstance(row, dict) and isinstance(row.get("text"), str)],
             info if isinstance(info, dict) else {},
@@ -99,25 +99,25 @@ def facts(record: Record) -> dict[str, str]:
     found = {
         "Stage": info.get("stage"),
         "Status": _status(record),
-        "Model": _model(info),
+        "Model": model(info),
         "Started from": _parent(record),
         "Data": "; ".join(_source(record, source) for source in _dicts(info.get("data"))),
-        "Steps": _of(rows[-1]["step"], info.get("steps")) if rows else None,
-        "Tokens trained on": _text(_last(rows, "tokens"), short),
-        "Passes over the data": _text(_last(rows, "epoch"), "{:.3g}".format),
-        "Training time": _text(_longest(rows), spell_time),
         "Best validation loss": _best(rows),
-        "Last validation loss": _text(_last(rows, "val_loss"), "{:.4f}".format),
-        "Last bits per byte": _text(_last(rows, "val_bpb"), "{:.4f}".format),
-        "Last training loss": _text(_last(rows, "loss"), "{:.4f}".format),
+        "Last validation loss": _text(last(rows, "val_loss"), "{:.4f}".format),
+        "Last bits per byte": _text(last(rows, "val_bpb"), "{:.4f}".format),
+        "Last training loss": _text(last(rows, "loss"), "{:.4f}".format),
+        "Steps": _of(rows[-1]["step"], info.get("steps")) if rows else None,
+        "Steps left out": _skipped(rows),
+        "Tokens trained on": _text(last(rows, "tokens"), short),
+        "Passes over the data": _text(last(rows, "epoch"), "{:.3g}".format),
+        "Training time": _text(_longest(rows), spell_time),
         "Tokens a second, median": _text(median(_values(rows, "tok_s") or [math.nan]), short),
         "Most memory": _text(max(_values(rows, "mem_gb"), default=None), "{:.2f} GB".format),
-        "Steps left out": _skipped(rows),
         "Sessions": str(len(record.sessions)) if len(record.sessions) > 1 else None,
         "Device": info.get("device"),
         "Seed": info.get("seed"),
         "Versions": _versions(info.get("versions")),
-        "Started": record.sessions[0].get("started") if record.sessions else None,
+        "Started": when(record.sessions[0]) if record.sessions else None,
     }
     return {label: str(value) for label, value in found.items() if value not in (None, "")}
 
@@ -126,7 +126,8 @@ def _values(rows: Sequence[Row], key: str) -> list[float]:
     return [row[key] for row in rows if is_number(row.get(key)) and math.isfinite(row[key])]
 
 
-def _last(rows: Sequence[Row], key: str) -> float | None:
+def last(rows: Sequence[Row], key: str) -> float | None:
+    """The newest value of a metric that is a number."""
     return next(reversed(_values(rows, key)), None)
 
 
@@ -147,9 +148,10 @@ def _status(record: Record) -> str | None:
     return f"{status}: {record.prose(str(error))}" if error else status
 
 
-def _model(info: dict[str, Any]) -> str:
+def model(info: dict[str, Any]) -> str:
+    """Architecture and size."""
     size = _count(info.get("parameters"))
-    return ", ".join(filter(None, [info.get("model_type"), size and f"{size} parameters"]))
+    return ", ".join(filter(None, [str(info.get("model_type") or ""), size and f"{size} parameters"]))
 
 
 def _parent(record: Record) -> str | None:
@@ -209,6 +211,11 @@ def command(record: Record, session: dict[str, Any]) -> str:
     """What was typed, ready to be typed again."""
     words = session.get("argv")
     return shlex.join(record.shorten(str(word)) for word in words) if isinstance(words, list) else ""
+
+
+def when(session: dict[str, Any]) -> str | None:
+    """When a session began, to the minute, by the clock of its machine."""
+    return str(session["started"]).replace("T", " ")[:16] if session.get("started") else None
 
 
 def took(session: dict[str, Any]) -> str | None:

@@ -13,10 +13,11 @@ from typing import Any
 
 from minigpt.core.train.curves import Panel
 from minigpt.core.train.plot import pen, picture, text
-from minigpt.core.train.record import Record, command, differences, facts, took
+from minigpt.core.train.record import Record, command, differences, facts, model, took, when
 
 MOST_SAMPLES = 8  # of one prompt, spread over the run; the first and the last are among them
 MOST_LETTERS = 800  # of one sample
+SIZE = (540, 240)  # of a picture: two stand side by side
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _HAN, _KANA = re.compile("[\u3400-\u9fff\uf900-\ufaff]"), re.compile("[\u3041-\u30ff]")
 
@@ -36,8 +37,8 @@ def report_page(records: Sequence[Record], panels: Sequence[Panel], made: str) -
             f"<header>\n<h1>{text(title)}</h1>",
             *_keys(records),
             "</header>\n<main>",
-            *_summary(records),
             *_curves(panels),
+            *_summary(records),
             *_differences(records),
             *_samples(records),
             *_commands(records),
@@ -64,8 +65,12 @@ def _named(records: Sequence[Record], slot: int) -> str:
 
 
 def _keys(records: Sequence[Record]) -> Iterator[str]:
-    """What each colour stands for."""
-    if len(records) > 1:
+    """What each colour stands for; of a single run, what it is."""
+    if len(records) == 1:
+        info = records[0].info
+        words = [str(info[key]) for key in ("stage", "status") if info.get(key)]
+        yield f'<p class="quiet">{text(" · ".join(filter(None, [*words, model(info)])))}</p>'
+    else:
         yield '<ul class="keys">'
         yield from (f"<li>{_named(records, slot)}</li>" for slot in range(len(records)))
         yield "</ul>"
@@ -100,7 +105,8 @@ def _summary(records: Sequence[Record]) -> Iterator[str]:
 def _curves(panels: Sequence[Panel]) -> Iterator[str]:
     yield '<section>\n<h2>Curves</h2>\n<div class="panels">'
     for number, panel in enumerate(panels):
-        yield f"<figure>{picture([panel], panel.title, style='', name=f'plot-{number}')}</figure>"
+        drawn = picture([panel], panel.title, size=SIZE, style="", name=f"plot-{number}")
+        yield f"<figure>\n{drawn}</figure>"
     yield "</div>\n</section>"
 
 
@@ -177,7 +183,7 @@ def _commands(records: Sequence[Record]) -> Iterator[str]:
 
 def _session(record: Record, session: dict[str, Any], label: str) -> Iterator[str]:
     lasted = took(session)
-    started = str(session.get("started", "at an unknown time"))
+    started = when(session) or "at an unknown time"
     words = f"{label}started {started}" + (f", took {lasted}" if lasted else ", not ended")
     yield f'<p class="quiet">{text(words[0].upper() + words[1:])}</p>'
     yield f"<pre><code>{text(command(record, session))}</code></pre>"

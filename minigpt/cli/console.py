@@ -127,8 +127,15 @@ class Console(Report):
         if not self.json:
             self._result((visible(text) if is_terminal(sys.stdout) else text) + end)
 
+    @property
+    def colours(self) -> bool:
+        return not self.json and wants_colour(sys.stdout)
+
+    def picture(self, text: str) -> None:
+        self._result(text + "\n")
+
     def faint(self, text: str) -> bool:
-        if self.json or not wants_colour(sys.stdout):
+        if not self.colours:
             return False
         self._result(paint(visible(text), "dim", True))
         return True

@@ -37,6 +37,11 @@ class Report:
     interactive = False  # stderr is a terminal: bars are drawn and redrawn
     json = False  # the user asked for one JSON object at the end
 
+    @property
+    def colours(self) -> bool:
+        """Whether result text may be coloured: stdout is a terminal whose user did not ask for plain text."""
+        return False
+
     def title(self, text: str) -> None:
         """The one line that says what runs."""
 
@@ -65,6 +70,9 @@ class Report:
         False, with nothing written, where stdout shows no colour: the caller then says it in another way.
         """
         return False
+
+    def picture(self, text: str) -> None:
+        """Result text with colour codes of our own in it; only where `colours` holds."""
 
     def marked(self, parts: Sequence[tuple[str, bool]]) -> None:
         """Result text of which some parts are marked: within ⟦ ⟧, and in colour on a terminal."""

@@ -71,7 +71,11 @@ def run(cfg: Config, context: Context) -> Result:
     names = wanted(cfg, records)
     panels = [panel for panel in choose(cfg, records, names) if panel.curves]
     if not panels:
-        raise UsageError(f"--from-step {cfg.from_step} leaves nothing to draw", fix="choose an earlier step")
+        since = f" from --from-step {cfg.from_step} on" if cfg.from_step else ""
+        raise UsageError(
+            f"nothing to draw: {', '.join(names)} over {cfg.x} has no number{since}",
+            fix="choose other --y or --x" + (", or an earlier step" if since else ""),
+        )
     tell_missing(cfg, panels, records, context.report)
     data = {"metrics": names, "runs": [told(record, names) for record in records]}
     if out is None:
@@ -231,16 +235,15 @@ def document(out: Path, records: Sequence[Record], panels: Sequence[Panel]) -> s
 
 def show(panels: Sequence[Panel], report: Report) -> str | None:
     """The panels as text for stdout; None once they stand there already, in colour."""
+    plain, colour = not _holds(plot_text.NEEDED), report.colours
     terminal = sys.stdout is not None and sys.stdout.isatty()
     columns, lines = shutil.get_terminal_size(PIPE) if terminal else PIPE
     height = max(LOWEST, min(TALLEST, (lines - 1) // len(panels)))
-    colour = terminal and report.interactive and not report.json and not os.environ.get("NO_COLOR")
-    plain = not _holds(plot_text.NEEDED)
     drawn = [plot_text.draw(p, columns, height, colour=colour and not plain, plain=plain) for p in panels]
     words = "\n\n".join("\n".join(lines) for lines in drawn)
     if not colour:
         return words
-    sys.stdout.write(words + "\n")  # Report.out spells control characters out, also those of our own colours
+    report.picture(words)
     return None
 
 

@@ -181,8 +181,8 @@ def finished(run: Path) -> bool:
 
 
 def again(argv: list[str]) -> list[str]:
-    """The command as typed, in words that can be repeated."""
-    return argv or ["minigpt", "quickstart"]
+    """The command as typed, in words that go on instead of beginning afresh."""
+    return [word for word in argv if word != "--overwrite"] or ["minigpt", "quickstart"]
 
 
 # ------------------------------------------------------------------------------------------------ what is said

@@ -81,6 +81,17 @@ def test_faint_text_is_dimmed_in_colour_and_refused_elsewhere(screens, monkeypat
     assert not Console().faint("why") and out.text == ""
 
 
+def test_pictures_keep_their_colours(screens):
+    """Where colours are welcome a drawing's own codes reach the terminal; a pipe and --json welcome none."""
+    out, _ = screens(terminal=True)
+    console = Console()
+    assert console.colours and not Console(json=True).colours
+    console.picture("\x1b[38;5;32m•\x1b[0m")
+    assert out.text == "\x1b[38;5;32m•\x1b[0m\n"
+    screens()
+    assert not Console().colours
+
+
 def test_json_leaves_stdout_to_one_object(screens):
     """Whatever a stage writes, stdout is one line of JSON; NaN, which JSON lacks, is null."""
     out, _ = screens()

@@ -88,7 +88,7 @@ def test_show_config_is_yaml_that_config_reads(demo, tmp_path):
         (["demo", "--size", "2m"], "--size is not one of the choices", "choose 1m, 3m"),
         (["demoo"], "minigpt has no command 'demoo'", "did you mean minigpt demo?"),
         (["train"], "minigpt has no command 'train'", "did you mean minigpt pretrain?"),
-        (["book.txt"], "minigpt has no command 'book.txt'", "the commands are tokenize, "),
+        (["book.txt"], "minigpt has no command 'book.txt'", "the commands are quickstart, "),
         (["pair"], "minigpt pair needs a verb", "one, two"),
         (["pair", "twoo"], "minigpt pair has no verb 'twoo'", "did you mean minigpt pair two?"),
         (["pair", "one"], "PATH is missing", None),

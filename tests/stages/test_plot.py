@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from minigpt.cli.console import Console
 from minigpt.core.report import Context, Report
 from minigpt.core.train.curves import columns
 from minigpt.stages import plot
@@ -75,12 +76,11 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("no_color", "interactive", "coloured"), [("", True, True), ("1", True, False), ("", False, False)]
+    ("no_color", "silent", "coloured"), [("", False, True), ("1", False, False), ("", True, False)]
 )
-def test_colour_on_a_terminal_that_wants_it(runs, monkeypatch, no_color, interactive, coloured):
+def test_colour_on_a_terminal_that_wants_it(runs, monkeypatch, no_color, silent, coloured):
     """Colours reach a terminal unless NO_COLOR or a silent reporter forbids; the width is the terminal's."""
-    screen, report = Terminal(), Report()
-    report.interactive = interactive
+    screen, report = Terminal(), Report() if silent else Console()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("COLUMNS", "60")
@@ -187,6 +187,13 @@ def test_from_step_begins_there(runs):
     assert (panel.start, panel.curves[0].points[0][0]) == (7, 7)
     code, _, err = run_cli("plot", runs, "--from-step", 99)
     assert code == 2 and "--from-step 99" in err
+
+
+def test_nothing_but_nan_is_said(tmp_path):
+    """A run that never had a number says so, and blames no flag that was not given."""
+    code, _, err = run_cli("plot", make_run(tmp_path / "c", loss=float("nan"), level=float("nan")), "--y", "loss")
+    assert code == 2
+    assert "loss over step has no number" in err and "--from-step" not in err
 
 
 def test_smoothing_is_said_and_leaves_validation_alone(runs):

@@ -6,6 +6,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+FADING = 0.98  # what a step counts for the estimate of the time left, for each one that came after it
+
 
 @dataclass
 class Window:
@@ -51,7 +53,7 @@ class Clock:
         self.tokens = 0
         self.steps = 0
         self._since: float | None = None
-        self._overall = [0.0, 0.0]  # seconds, steps
+        self._recent = [0.0, 0.0]  # seconds and steps, older ones counting less
 
     def start(self) -> None:
         self._since = time.perf_counter()
@@ -62,8 +64,7 @@ class Clock:
         self.seconds += spent
         self.tokens += tokens
         self.steps += 1
-        self._overall[0] += spent
-        self._overall[1] += 1
+        self._recent = [self._recent[0] * FADING + spent, self._recent[1] * FADING + 1]
 
     def rate(self) -> float:
         """Tokens a second since the last call."""
@@ -72,8 +73,8 @@ class Clock:
         return value
 
     def eta(self, steps_left: int) -> float:
-        """Seconds that `steps_left` more steps will take, at the mean pace so far."""
-        seconds, steps = self._overall
+        """Seconds that `steps_left` more steps will take, at the pace of the last hundred or so."""
+        seconds, steps = self._recent
         return steps_left * seconds / steps if steps else 0.0
 
 

@@ -62,7 +62,7 @@ def test_a_run_keeps_its_marker_where_another_is_missing():
 
 def test_ascii():
     """With `plain` everything but names is ASCII."""
-    lines = draw(Panel("Loss", [Curve("a", UP), Curve("b" * 200, DOWN, 1)]), 60, 20, plain=True)
+    lines = draw(Panel("Loss" * 30, [Curve("a", UP), Curve("b" * 200, DOWN, 1)]), 60, 20, plain=True)
     assert "".join(lines).isascii()
     assert any(PLAIN_MARKERS[1] in line for line in lines[3:-2])
 

@@ -52,6 +52,9 @@ stdout holds the result only; everything else goes to stderr. With `--json` stdo
 |---|---|
 | `MINIGPT_CACHE` | where token stores are kept; else the platform's cache directory |
 | `MINIGPT_RUNS` | where runs without `--out` go; else `runs` |
+| `MINIGPT_OFFLINE`, `HF_HUB_OFFLINE` | `1`: `minigpt doctor` asks no server |
+| `HF_ENDPOINT` | another address of the Hugging Face hub, such as a mirror |
+| `OMP_NUM_THREADS` | threads to compute with; else the cores this process may use |
 | `NO_COLOR` | no colour |
 | `COLUMNS` | the width of help pages |
 

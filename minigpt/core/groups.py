@@ -156,6 +156,9 @@ class TrainConfig:
     eval_every: int | None = opt(None, "steps between validations", panel="Run", low=1, shown="10 a run")
     eval_rows: int = opt(64, "most validation rows an evaluation reads", panel="Run", low=1, advanced=True)
     sample_prompt: list[str] = opt([], "prompt to answer at every validation", panel="Run", shown="from the data")
+    grad_checkpoint: bool = opt(
+        False, "compute each block again in backward: less memory, about a third more time", panel="Run", advanced=True
+    )
     compile: bool = opt(False, "torch.compile the model (pays on CUDA)", panel="Run", advanced=True)
 
 

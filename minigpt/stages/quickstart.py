@@ -44,7 +44,13 @@ SHOWN = 4  # questions of the test that are shown with their answers
 @dataclass
 class Config:
     lang: str = opt("both", "language of the data", panel="Data", choices=("both", "en", "zh"))
-    out: str | None = opt(None, "where everything goes", short="-o", metavar="DIR", shown="runs/quickstart")
+    out: str | None = opt(
+        None,
+        "where everything goes",
+        short="-o",
+        metavar="DIR",
+        shown="runs/quickstart, for one language runs/quickstart-LANG",
+    )
     steps: bool = opt(False, "print the same steps as commands instead of running them")
     smoke: bool = opt(False, "a few steps of everything, to see that it works: the model learns nothing")
     overwrite: bool = opt(False, "start afresh instead of going on with what is in --out")
@@ -104,7 +110,8 @@ def recipe(cfg: Config, out: Path) -> list[Step]:
 
 def run(cfg: Config, context: Context) -> Result:
     """Data, tokenizer, pretraining, fine-tuning and a test on questions that training never saw; then chat."""
-    out = Path(cfg.out or Path(os.environ.get("MINIGPT_RUNS", "runs"), "quickstart"))
+    name = "-".join(["quickstart", *[cfg.lang] * (cfg.lang != "both"), *["smoke"] * cfg.smoke])
+    out = Path(cfg.out or Path(os.environ.get("MINIGPT_RUNS", "runs"), name))
     steps = recipe(cfg, out)
     if cfg.steps:
         lines = [shlex.join(step.words()) for step in steps]

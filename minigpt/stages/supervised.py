@@ -231,6 +231,7 @@ class Session:
                 + ("" if cfg.model else f", or --set model.max_position_embeddings={cfg.data.max_len}"),
             )
         self.model.to(self.runtime.device)
+        self.model.recompute = cfg.train.grad_checkpoint
         if cfg.train.compile:
             self._compile()
         self.masters = Masters(self.model, self.runtime.dtype)

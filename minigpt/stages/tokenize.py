@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 class CorpusConfig:
     """Text files and how to read them."""
 
-    data: list[str] = opt([], "file, directory, glob or - for stdin", short="-d", panel="Data", metavar="PATH")
+    data: list[str] = opt(
+        [], "file, directory, glob, sample:… or - for stdin", short="-d", panel="Data", metavar="PATH"
+    )
     max_bad: str = opt("0", "bad rows to skip and count before giving up, as a number or 1%", panel="Data")
     split_docs: str = split_docs_option()
 

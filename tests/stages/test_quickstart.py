@@ -69,8 +69,10 @@ def test_steps_give_the_same_model(tmp_path, monkeypatch, lang):
     for words in [shlex.split(line) for line in lines.splitlines()][:4]:
         code, stdout, stderr = run_cli(*words[1:], "--json")
         assert code == 0, stderr
+    made = Path(done["run_dir"]).name
+    assert made == ("quickstart-smoke" if lang == "both" else "quickstart-zh-smoke")
     for name in ("pretrain", "chat"):
-        assert weights(tmp_path / "runs/quickstart" / name) == weights(tmp_path / "whole/quickstart" / name)
+        assert weights(tmp_path / "runs" / made / name) == weights(tmp_path / "whole" / made / name)
     assert json.loads(stdout)["metrics"] == done["metrics"]["questions"]
 
 

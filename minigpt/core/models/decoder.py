@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minigpt.core.data.batch import IGNORED, Batch
 from minigpt.core.models import architecture
@@ -70,6 +71,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.attention_path: str | None = None  # `documents` or `sdpa` forces one; SeqInfo chooses otherwise
+        self.recompute = False  # in training keep a block's input alone, and compute the block again in backward
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_size)
         self.model = Stack(config)
         if not config.tie_word_embeddings:
@@ -127,7 +129,10 @@ class Decoder(nn.Module):
         else:
             seq = SeqInfo.continued(position_ids, self.rotary, x.dtype)
         for i, block in enumerate(self.model.layers):
-            x = block(x, seq, cache.layer(i) if cache is not None else None)
+            if self.recompute and cache is None and torch.is_grad_enabled():
+                x = checkpoint(block, x, seq, use_reentrant=False, preserve_rng_state=False)  # nothing here is random
+            else:
+                x = block(x, seq, cache.layer(i) if cache is not None else None)
         return self.model.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:

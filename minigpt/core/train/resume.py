@@ -19,7 +19,8 @@ T = TypeVar("T")
 # May differ at resume without a word: they change neither the data nor the arithmetic.
 FREE = {
     "device", "batch_size", "save_every", "keep", "log_every", "eval_every", "eval_rows", "sample_prompt", "max_time",
-    "compile", "out", "resume", "overwrite", "allow_changes", "config", "json", "quiet", "verbose", "show_config",
+    "compile", "grad_checkpoint", "out", "resume", "overwrite", "allow_changes", "config", "json", "quiet", "verbose",
+    "show_config",
 }  # fmt: skip
 # May differ, and the difference is printed: the run becomes longer or shorter, or a file has moved. Whether what was
 # trained on is still the same is decided by its content (`compare`).

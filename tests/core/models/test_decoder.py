@@ -112,6 +112,31 @@ def test_runs_are_bit_equal(arch, dtype):
     assert all(torch.equal(gradients[name], gradients2[name]) for name in gradients)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("path", ["documents", "sdpa"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_recomputed_blocks_give_the_same_bits(arch, path, dtype):
+    """Activation checkpointing changes what is kept for backward, and no bit of loss and gradients."""
+    model = tiny(arch, num_hidden_layers=4).to(dtype)
+    model.attention_path = path
+    batch = pack(documents(LENGTHS * 6), 256)
+    kept = {}
+    for model.recompute in (False, True):
+        sizes: dict[int, int] = {}
+
+        def keep(x: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = model(batch).nll.sum()
+        kept[model.recompute] = (loss_and_gradients(model, [batch]), sum(sizes.values()), loss)
+    (plain, before, _), (again, after, _) = kept[False], kept[True]
+    assert torch.equal(plain[0], again[0])
+    assert all(torch.equal(plain[1][name], again[1][name]) for name in plain[1])
+    assert after < 0.5 * before
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_outputs(arch):
     """What is asked for comes, consistent with each other; the rest is None; an unknown name is refused."""

@@ -1,0 +1,251 @@
+"""What a training step will take of a device's memory, told before the first step.
+
+Counted from shapes, by reading what autograd keeps in our own layers (core/nn), as Korthikanti et al., 2022
+(arXiv:2205.05198, section 4) do it for theirs. The static parts are those of mixed precision with AdamW (Rajbhandari et
+al., 2020, arXiv:1910.02054, section 3): float32 weights, gradients and two moments, and a copy to compute with.
+
+No torch here. Shapes: B rows · T tokens a row · N = B T · C hidden_size · F intermediate_size · V vocab_size · H query
+heads · K key/value heads · D head_dim · e bytes of a number in the compute precision. All results are bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from minigpt.core.machine import amount
+from minigpt.core.models.config import ModelConfig
+from minigpt.core.models.folder import create
+from minigpt.core.models.presets import PRESETS
+
+FLOAT32, INT64 = 4, 8
+WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
+NORMED_HEADS = ("qwen3",)  # model types with a norm of queries and keys
+PROCESS = {"cpu": 350 << 20, "cuda": 600 << 20, "mps": 200 << 20}  # Python and torch; on a GPU what its driver takes
+
+# Constants of core/nn, which imports torch; a test holds the two together.
+LONGEST, QUERIES, GRANULE, TILE_BYTES, CHUNK_BYTES = 1024, 128, 16, 1 << 20, 12 << 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides the memory of a step.
+
+    micro_rows: rows computed at once. dtype: of the forward pass. context: `flops.mean_context` of the packed
+    documents; None = whatever takes most.
+    """
+
+    config: ModelConfig
+    micro_rows: int
+    max_len: int
+    dtype: str
+    optimizer: str
+    device_type: str
+    grad_checkpoint: bool = False
+    context: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.micro_rows * self.max_len
+
+    @property
+    def width(self) -> int:
+        return WIDTH[self.dtype]
+
+    @property
+    def side_by_side(self) -> bool:
+        """Documents are gathered and multiplied on the processor, not by SDPA (nn/seqinfo.py)."""
+        return self.device_type == "cpu" and self.max_len <= LONGEST
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by part; which parts there are, `estimate` tells."""
+
+    setting: Setting
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def line(self, available: int | None = None) -> str:
+        """`about 1.4 GB of 24.0 GB: activations 812 MB, process 367 MB, optimizer 103 MB`: the three largest parts."""
+        largest = sorted(self.parts.items(), key=lambda part: -part[1])[:3]
+        room = f" of {amount(available)}" if available is not None else ""
+        return f"about {amount(self.total)}{room}: " + ", ".join(f"{name} {amount(size)}" for name, size in largest)
+
+    def advice(self, available: int) -> str | None:
+        """The one change that makes it fit, or None when it does as it is.
+
+        In this order: the largest --batch-size, --grad-checkpoint, the largest --size.
+        """
+        if self.total <= available:
+            return None
+        for flags, smaller in _smaller(self.setting):
+            need = _of(smaller).total
+            if need <= available:
+                return f"{flags} would need about {amount(need)}"
+        return "not even the smallest --size fits: free some memory, or use another --device"
+
+
+def estimate(
+    config: ModelConfig,
+    micro_rows: int,
+    max_len: int,
+    dtype: str,
+    optimizer: str,
+    device_type: str,
+    grad_checkpoint: bool = False,
+    context: float | None = None,
+) -> Estimate:
+    """The peak of a training step; arguments as in `Setting`. dtype: `bfloat16`, `torch.float32`, ...
+
+    weights      float32 masters
+    copies       the matrices in the compute precision, when that is not float32
+    gradients    float32, summed over micro-batches
+    optimizer    two moments for AdamW, one for Muon's matrices
+    activations  what forward keeps for backward: layers * `layer_activations` + `shared_activations`
+    loss         chunks of logits and the head's gradient, see `loss_workspace`
+    workspace    what a layer's backward or the update takes beyond that, see `_workspace`
+    process      the program itself
+    """
+    dtype = dtype.removeprefix("torch.")
+    return _of(Setting(config, micro_rows, max_len, dtype, optimizer, device_type, grad_checkpoint, context))
+
+
+def _of(s: Setting) -> Estimate:
+    count, matrices, inner = parameters(s.config), _matrices(s.config), _inner_matrices(s.config)
+    moments = 2 * count - (inner if s.optimizer == "muon" else 0)
+    activations, loss = _activations(s), loss_workspace(s)
+    parts = {
+        "weights": FLOAT32 * count,
+        "copies": s.width * matrices if s.width < FLOAT32 else 0,
+        "gradients": FLOAT32 * count,
+        "optimizer": FLOAT32 * moments,
+        "activations": activations,
+        "loss": loss,
+        "workspace": max(0, _workspace(s) - loss, _update(s) - loss - activations),
+        "process": PROCESS[s.device_type],
+    }
+    return Estimate(s, parts)
+
+
+def _smaller(s: Setting) -> list[tuple[str, Setting]]:
+    """Settings that take less, with their flags, the best first."""
+    tries = [(f"--batch-size {rows}", replace(s, micro_rows=rows)) for rows in range(s.micro_rows - 1, 0, -1)]
+    if not s.grad_checkpoint:
+        tries.append(("--grad-checkpoint", replace(s, grad_checkpoint=True)))
+        tries.append(("--grad-checkpoint --batch-size 1", replace(s, grad_checkpoint=True, micro_rows=1)))
+    sizes = sorted(
+        ((name, create(name, s.config.vocab_size)) for name in PRESETS), key=lambda size: -parameters(size[1])
+    )
+    smaller = [(name, config) for name, config in sizes if parameters(config) < parameters(s.config)]
+    return tries + [(f"--size {name}", replace(s, config=config)) for name, config in smaller]
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+
+def parameters(config: ModelConfig) -> int:
+    """Trainable numbers; a tied embedding counts once."""
+    heads = 2 * config.head_size if config.model_type in NORMED_HEADS else 0
+    gains = config.num_hidden_layers * (2 * config.hidden_size + heads) + config.hidden_size
+    return _matrices(config) + gains
+
+
+def _inner_matrices(config: ModelConfig) -> int:
+    """Numbers in the matrices of the blocks: projections of attention, and the MLP."""
+    attention = 2 * config.hidden_size * config.head_size * (config.num_attention_heads + config.kv_heads)
+    return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+
+
+def _matrices(config: ModelConfig) -> int:
+    tables = 1 if config.tie_word_embeddings else 2
+    return _inner_matrices(config) + tables * config.vocab_size * config.hidden_size
+
+
+# ---------------------------------------------------------------------------------------------- kept for backward
+
+
+def _activations(s: Setting) -> int:
+    """With checkpointing every layer keeps its input alone, and one at a time is computed again in full."""
+    layers, whole = s.config.num_hidden_layers, layer_activations(s)
+    if s.grad_checkpoint:
+        return layers * s.tokens * s.config.hidden_size * s.width + whole + shared_activations(s)
+    return layers * whole + shared_activations(s)
+
+
+def layer_activations(s: Setting) -> int:
+    """One block. Numbers a token in the compute precision:
+
+    4 C         input of each norm, and of the projections behind it (each norm's result, shared by its projections)
+    H D         input of o_proj
+    (H + 2 K) D queries, keys and values, as attention multiplies them
+    4 F         gate, silu(gate), up, and their product
+    (H + K) D   queries and keys before their norm, where there is one
+
+    and in float32 each norm's 1 / rms; besides, what attention keeps of its weights.
+    """
+    c = s.config
+    normed = c.num_attention_heads + c.kv_heads if c.model_type in NORMED_HEADS else 0
+    heads = 2 * c.num_attention_heads + 2 * c.kv_heads + normed
+    numbers = 4 * c.hidden_size + heads * c.head_size + 4 * c.intermediate_size
+    return s.tokens * (numbers * s.width + (2 + normed) * FLOAT32) + _attention_weights(s)
+
+
+def _attention_weights(s: Setting) -> int:
+    """Side by side, the weights of every query and head over the keys of its block (`_keys`). SDPA computes them anew
+    and keeps their log-sum in float32; rows of several documents add their mask, (B, T, T), turned into numbers.
+    """
+    heads, context = s.config.num_attention_heads, s.context or s.max_len
+    if s.side_by_side:
+        return int(s.tokens * heads * _keys(context) * s.width)
+    mask = 0 if s.context is not None and s.context >= s.max_len else s.tokens * s.max_len * s.width
+    return s.tokens * heads * FLOAT32 + mask
+
+
+def _keys(length: float) -> float:
+    """Mean keys a query is multiplied with, in documents of one length: blocks of queries see up to their own end."""
+    padded = -(-int(length) // GRANULE) * GRANULE
+    ends = [min(begin + QUERIES, padded) for begin in range(0, padded, QUERIES)]
+    return sum((end - begin) * end for begin, end in zip([0, *ends], ends, strict=False)) / padded
+
+
+def shared_activations(s: Setting) -> int:
+    """Once a model: input and result of the last norm, cos and sin, token ids and labels, the mask as it is."""
+    numbers = 2 * s.config.hidden_size + 2 * s.config.head_size
+    mask = 0 if s.side_by_side else s.tokens * s.max_len
+    return s.tokens * (numbers * s.width + 2 * FLOAT32 + 3 * INT64) + mask
+
+
+# ---------------------------------------------------------------------------------------------- passing
+
+
+def loss_workspace(s: Setting) -> int:
+    """nn/nll.py: n rows of logits at a time. Forward holds them once as computed and twice in float32; backward twice
+    as computed, with the head's gradient in float32 and as computed, and two or three as wide as the hidden state.
+    """
+    c = s.config
+    rows = min(s.tokens, max(64, CHUNK_BYTES // (FLOAT32 * c.vocab_size)))
+    narrow = s.width if s.width < FLOAT32 else 0  # float32 needs no second one
+    head = c.vocab_size * c.hidden_size * (FLOAT32 + narrow)
+    hidden = s.tokens * c.hidden_size * (2 * s.width + 2 * narrow)
+    forward = rows * c.vocab_size * (s.width + 2 * FLOAT32)
+    return max(forward, rows * c.vocab_size * 2 * s.width + head + hidden)
+
+
+def _workspace(s: Setting) -> int:
+    """Backward of one block: two gradients as wide as the MLP and two of the residual stream; or attention's tiles."""
+    c = s.config
+    block = s.tokens * s.width * 2 * (c.intermediate_size + c.hidden_size)
+    group = c.num_attention_heads // c.kv_heads
+    tile = max(TILE_BYTES, group * QUERIES * s.max_len * s.width) if s.side_by_side else 0
+    return block + 2 * tile
+
+
+def _update(s: Setting) -> int:
+    """Muon's largest stack of matrices of one shape: a float32 copy and five in bfloat16. Activations are gone then."""
+    c = s.config
+    if s.optimizer != "muon":
+        return 0
+    return 2 * c.num_hidden_layers * c.hidden_size * c.intermediate_size * (FLOAT32 + 5 * 2)

@@ -10,6 +10,7 @@ heads · K key/value heads · D head_dim · e bytes of a number in the compute p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from minigpt.core.machine import amount
@@ -20,7 +21,12 @@ from minigpt.core.models.presets import PRESETS
 FLOAT32, INT64 = 4, 8
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 NORMED_HEADS = ("qwen3",)  # model types with a norm of queries and keys
-PROCESS = {"cpu": 350 << 20, "cuda": 600 << 20, "mps": 200 << 20}  # Python and torch; on a GPU what its driver takes
+
+# Not counted but measured, on processors: short runs of 1m, 3m and 10m in both precisions stay within 16 % of the
+# total. Those of GPUs are guesses.
+PROCESS = {"cpu": 365 * 10**6, "cuda": 600 * 10**6, "mps": 200 * 10**6}  # Python and torch; what a GPU's driver takes
+HOLES = 0.4  # of activations and loss: batches differ in shape, and the heap keeps the gaps that they leave
+KERNELS = 400 * 10**6  # oneDNN keeps a compiled bfloat16 product for each shape it met, 1,024 at the most
 
 # Constants of core/nn, which imports torch; a test holds the two together.
 LONGEST, QUERIES, GRANULE, TILE_BYTES, CHUNK_BYTES = 1024, 128, 16, 1 << 20, 12 << 20
@@ -31,7 +37,7 @@ class Setting:
     """What decides the memory of a step.
 
     micro_rows: rows computed at once. dtype: of the forward pass. context: `flops.mean_context` of the packed
-    documents; None = whatever takes most.
+    documents; None = unknown, taken as whole rows under a mask.
     """
 
     config: ModelConfig
@@ -56,6 +62,11 @@ class Setting:
         """Documents are gathered and multiplied on the processor, not by SDPA (nn/seqinfo.py)."""
         return self.device_type == "cpu" and self.max_len <= LONGEST
 
+    @property
+    def masked(self) -> bool:
+        """SDPA gets a mask: a row holds several documents."""
+        return not self.side_by_side and (self.context is None or self.context < self.max_len)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -74,18 +85,19 @@ class Estimate:
         room = f" of {amount(available)}" if available is not None else ""
         return f"about {amount(self.total)}{room}: " + ", ".join(f"{name} {amount(size)}" for name, size in largest)
 
-    def advice(self, available: int) -> str | None:
-        """The one change that makes it fit, or None when it does as it is.
+    def advice(self, available: int, *, sized: bool = True) -> str | None:
+        """The change that makes it fit, or None when it does as it is.
 
         In this order: the largest --batch-size, --grad-checkpoint, the largest --size.
+        sized: the model is made by --size; False when it is given.
         """
         if self.total <= available:
             return None
-        for flags, smaller in _smaller(self.setting):
+        for flags, smaller in _smaller(self.setting, sized):
             need = _of(smaller).total
             if need <= available:
                 return f"{flags} would need about {amount(need)}"
-        return "not even the smallest --size fits: free some memory, or use another --device"
+        return "neither rows nor size can be small enough: free some memory, or use another --device"
 
 
 def estimate(
@@ -106,8 +118,10 @@ def estimate(
     optimizer    two moments for AdamW, one for Muon's matrices
     activations  what forward keeps for backward: layers * `layer_activations` + `shared_activations`
     loss         chunks of logits and the head's gradient, see `loss_workspace`
-    workspace    what a layer's backward or the update takes beyond that, see `_workspace`
+    workspace    what a layer's backward (`_workspace`) or the end of the step (`_last`) takes beyond those two
     process      the program itself
+    allocator    on a processor, memory that is free but cannot be given back
+    kernels      on a processor, compiled products in half precision
     """
     dtype = dtype.removeprefix("torch.")
     return _of(Setting(config, micro_rows, max_len, dtype, optimizer, device_type, grad_checkpoint, context))
@@ -124,23 +138,25 @@ def _of(s: Setting) -> Estimate:
         "optimizer": FLOAT32 * moments,
         "activations": activations,
         "loss": loss,
-        "workspace": max(0, _workspace(s) - loss, _update(s) - loss - activations),
+        "workspace": max(0, _workspace(s) - loss, _last(s) - loss - activations),
         "process": PROCESS[s.device_type],
+        "allocator": int(HOLES * (activations + loss)) if s.device_type == "cpu" else 0,
+        "kernels": KERNELS if s.device_type == "cpu" and s.width < FLOAT32 else 0,
     }
     return Estimate(s, parts)
 
 
-def _smaller(s: Setting) -> list[tuple[str, Setting]]:
+def _smaller(s: Setting, sized: bool) -> Iterator[tuple[str, Setting]]:
     """Settings that take less, with their flags, the best first."""
-    tries = [(f"--batch-size {rows}", replace(s, micro_rows=rows)) for rows in range(s.micro_rows - 1, 0, -1)]
+    for rows in range(s.micro_rows - 1, 0, -1):
+        yield f"--batch-size {rows}", replace(s, micro_rows=rows)
     if not s.grad_checkpoint:
-        tries.append(("--grad-checkpoint", replace(s, grad_checkpoint=True)))
-        tries.append(("--grad-checkpoint --batch-size 1", replace(s, grad_checkpoint=True, micro_rows=1)))
-    sizes = sorted(
-        ((name, create(name, s.config.vocab_size)) for name in PRESETS), key=lambda size: -parameters(size[1])
-    )
-    smaller = [(name, config) for name, config in sizes if parameters(config) < parameters(s.config)]
-    return tries + [(f"--size {name}", replace(s, config=config)) for name, config in smaller]
+        yield "--grad-checkpoint", replace(s, grad_checkpoint=True)
+        yield "--grad-checkpoint --batch-size 1", replace(s, grad_checkpoint=True, micro_rows=1)
+    configs = {name: create(name, s.config.vocab_size) for name in PRESETS} if sized else {}
+    for name, config in sorted(configs.items(), key=lambda item: -parameters(item[1])):
+        if parameters(config) < parameters(s.config) and config.max_position_embeddings >= s.max_len:
+            yield f"--size {name}", replace(s, config=config)
 
 
 # ---------------------------------------------------------------------------------------------- weights
@@ -180,7 +196,7 @@ def layer_activations(s: Setting) -> int:
 
     4 C         input of each norm, and of the projections behind it (each norm's result, shared by its projections)
     H D         input of o_proj
-    (H + 2 K) D queries, keys and values, as attention multiplies them
+    (H + 2 K) D queries, keys and values, as attention multiplies them, padding included
     4 F         gate, silu(gate), up, and their product
     (H + K) D   queries and keys before their norm, where there is one
 
@@ -188,33 +204,35 @@ def layer_activations(s: Setting) -> int:
     """
     c = s.config
     normed = c.num_attention_heads + c.kv_heads if c.model_type in NORMED_HEADS else 0
-    heads = 2 * c.num_attention_heads + 2 * c.kv_heads + normed
+    slots = _padded(s) / (s.context or s.max_len) if s.side_by_side else 1.0
+    heads = c.num_attention_heads + slots * (c.num_attention_heads + 2 * c.kv_heads) + normed
     numbers = 4 * c.hidden_size + heads * c.head_size + 4 * c.intermediate_size
-    return s.tokens * (numbers * s.width + (2 + normed) * FLOAT32) + _attention_weights(s)
+    return int(s.tokens * (numbers * s.width + (2 + normed) * FLOAT32)) + _attention_weights(s)
 
 
 def _attention_weights(s: Setting) -> int:
-    """Side by side, the weights of every query and head over the keys of its block (`_keys`). SDPA computes them anew
-    and keeps their log-sum in float32; rows of several documents add their mask, (B, T, T), turned into numbers.
+    """Side by side, the weights of every query and head over the keys of its block, padding included. SDPA computes
+    them anew and keeps their log-sum in float32; rows of several documents add their mask, (B, T, T), as numbers.
     """
-    heads, context = s.config.num_attention_heads, s.context or s.max_len
+    heads = s.config.num_attention_heads
     if s.side_by_side:
-        return int(s.tokens * heads * _keys(context) * s.width)
-    mask = 0 if s.context is not None and s.context >= s.max_len else s.tokens * s.max_len * s.width
-    return s.tokens * heads * FLOAT32 + mask
+        padded = _padded(s)
+        ends = [min(begin + QUERIES, padded) for begin in range(0, padded, QUERIES)]
+        seen = sum((end - begin) * end for begin, end in zip([0, *ends], ends, strict=False))  # of one document
+        return int(s.tokens * heads * seen / (s.context or s.max_len) * s.width)
+    return s.tokens * (heads * FLOAT32 + (s.max_len * s.width if s.masked else 0))
 
 
-def _keys(length: float) -> float:
-    """Mean keys a query is multiplied with, in documents of one length: blocks of queries see up to their own end."""
-    padded = -(-int(length) // GRANULE) * GRANULE
-    ends = [min(begin + QUERIES, padded) for begin in range(0, padded, QUERIES)]
-    return sum((end - begin) * end for begin, end in zip([0, *ends], ends, strict=False)) / padded
+def _padded(s: Setting) -> int:
+    """Slots of a document of mean length beside others up to a quarter longer (nn/seqinfo.py); a row is full."""
+    length = s.context or s.max_len
+    return -(-min(s.max_len, round(max(1.1 * length, length + GRANULE / 2))) // GRANULE) * GRANULE
 
 
 def shared_activations(s: Setting) -> int:
-    """Once a model: input and result of the last norm, cos and sin, token ids and labels, the mask as it is."""
+    """Once a model: input and result of the last norm, cos and sin, ids, labels and their places, the mask as it is."""
     numbers = 2 * s.config.hidden_size + 2 * s.config.head_size
-    mask = 0 if s.side_by_side else s.tokens * s.max_len
+    mask = s.tokens * s.max_len if s.masked else 0
     return s.tokens * (numbers * s.width + 2 * FLOAT32 + 3 * INT64) + mask
 
 
@@ -223,15 +241,18 @@ def shared_activations(s: Setting) -> int:
 
 def loss_workspace(s: Setting) -> int:
     """nn/nll.py: n rows of logits at a time. Forward holds them once as computed and twice in float32; backward twice
-    as computed, with the head's gradient in float32 and as computed, and two or three as wide as the hidden state.
+    as computed, with the head's gradient and three tensors as wide as the hidden state, one of them float32.
+
+    The head's gradient is summed in float32 from products in the compute precision, which a processor widens first.
     """
     c = s.config
     rows = min(s.tokens, max(64, CHUNK_BYTES // (FLOAT32 * c.vocab_size)))
-    narrow = s.width if s.width < FLOAT32 else 0  # float32 needs no second one
-    head = c.vocab_size * c.hidden_size * (FLOAT32 + narrow)
-    hidden = s.tokens * c.hidden_size * (2 * s.width + 2 * narrow)
     forward = rows * c.vocab_size * (s.width + 2 * FLOAT32)
-    return max(forward, rows * c.vocab_size * 2 * s.width + head + hidden)
+    head = FLOAT32
+    if s.width < FLOAT32:
+        head += s.width + (FLOAT32 if s.device_type == "cpu" else 0)
+    hidden = s.tokens * c.hidden_size * (2 * s.width + FLOAT32)
+    return max(forward, rows * c.vocab_size * 2 * s.width + c.vocab_size * c.hidden_size * head + hidden)
 
 
 def _workspace(s: Setting) -> int:
@@ -243,9 +264,12 @@ def _workspace(s: Setting) -> int:
     return block + 2 * tile
 
 
-def _update(s: Setting) -> int:
-    """Muon's largest stack of matrices of one shape: a float32 copy and five in bfloat16. Activations are gone then."""
+def _last(s: Setting) -> int:
+    """What comes when activations and loss are gone: the table of tokens gets its gradient, tied to the head that one,
+    the head's and their sum; then Muon's largest stack of matrices of one shape, copied in float32 and five times in
+    bfloat16.
+    """
     c = s.config
-    if s.optimizer != "muon":
-        return 0
-    return 2 * c.num_hidden_layers * c.hidden_size * c.intermediate_size * (FLOAT32 + 5 * 2)
+    table = c.vocab_size * c.hidden_size * s.width * (3 if c.tie_word_embeddings else 1)
+    stack = 2 * c.num_hidden_layers * c.hidden_size * c.intermediate_size * (FLOAT32 + 5 * 2)
+    return max(table, stack if s.optimizer == "muon" else 0)

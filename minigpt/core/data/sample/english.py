@@ -576,6 +576,16 @@ ENGLISH = Tongue(
         "berries": ("berries", "shells", "leaves", "stones"),
         "skies": ("sunny", "cloudy", "rainy", "windy"),
         "glue": (" ",),
+        "openers": (
+            "Hi! ",
+            "Quick question: ",
+            "One more question. ",
+            "A friend asked me: ",
+            "Something else: ",
+            "My teacher wants to know: ",
+            "Excuse me. ",
+            "Please help me: ",
+        ),
         "ones": (
             "a panda",
             "a koala",

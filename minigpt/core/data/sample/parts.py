@@ -16,8 +16,9 @@ Row = dict[str, Any]
 Part = Callable[[Tongue, Random], list[Row]]
 
 STORIES, FACT_TEXTS, SUM_TEXTS = 1800, 1500, 900  # documents of `text`, a language
-FACT_TIMES = 2  # every fact in every wording, that often in `chat`
-SUM_TIMES = 1  # every one-digit sum in every wording, that often in `chat`
+FACT_TIMES = 3  # every fact in every wording, that often in `chat`
+SUM_WAYS = 10  # every one-digit sum in that many wordings in `chat`
+OPENED_QUESTIONS = 0.3  # share of the questions for facts and sums in `chat` with some words before them
 BIG_SUMS = 500  # conversations about two-digit sums in `chat`: too few to learn them, so there is something left for RL
 FORMATTED = 600  # conversations that ask for a form of the answer in `chat` …
 OBEYED = 0.45  # … and the share of them that gets it, so there is something left for RL
@@ -148,10 +149,11 @@ def chat(tongue: Tongue, rng: Random) -> list[Row]:
     for fact in facts(tongue.name):
         for way in asks[fact.relation].train * FACT_TIMES:
             opening = tongue.opening if rng.random() < OPENED else ""
-            rows.append(talk(tell(way, x=fact.topic), opening + answer_to(tongue, fact)))
+            question = _opened(tongue, rng, tell(way, x=fact.topic))
+            rows.append(talk(question, opening + answer_to(tongue, fact)))
     for a, b in itertools.product(range(10), repeat=2):
-        for way in asks["sum"].train * SUM_TIMES:
-            rows.append(_sum_talk(tongue, way, a, b))
+        for way in rng.sample(asks["sum"].train, SUM_WAYS):
+            rows.append(_sum_talk(tongue, _opened(tongue, rng, way), a, b))
     rows += [_sum_talk(tongue, rng.choice(asks["sum"].train), *_big(rng, False)) for _ in range(BIG_SUMS)]
     known = list(facts(tongue.name))
     for _ in range(FORMATTED):
@@ -184,6 +186,11 @@ def chat_eval(tongue: Tongue, rng: Random) -> list[Row]:
 
 def _sum_talk(tongue: Tongue, way: str, a: int, b: int) -> Row:
     return talk(tell(way, a=a, b=b), tell(tongue.says["sum"][0], a=a, b=b, y=a + b))
+
+
+def _opened(tongue: Tongue, rng: Random, question: str) -> str:
+    """Perhaps with some words before it, so that a model learns to look for the question in what is said."""
+    return rng.choice(tongue.words["openers"]) * (rng.random() < OPENED_QUESTIONS) + question
 
 
 def _formatted(tongue: Tongue, rng: Random, known: Sequence[Fact], held: bool) -> tuple[str, Fact, str]:

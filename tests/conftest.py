@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as the command does, before torch starts its threads
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command does, before torch starts its threads
 
 import torch
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that spin for long while they wait stall a run many times over as soon as anything else uses the
     # machine; threads that never spin are a quarter slower when nothing does (docs/benchmarks.md).
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     words = list(sys.argv[1:] if argv is None else argv)
     typed = words[: words.index("--")] if "--" in words else words
     console = Console(json="--json" in typed, quiet=bool({"-q", "--quiet"} & {*typed}))

@@ -159,6 +159,12 @@ class TrainConfig:
     grad_checkpoint: bool = opt(
         False, "compute each block again in backward: less memory, about a third more time", panel="Run", advanced=True
     )
+    track: list[str] = opt(
+        [],
+        "also show the run in a tracker; each is an extra: pip install 'minigpt-lm[wandb]'",
+        panel="Run",
+        choices=("tensorboard", "wandb", "swanlab", "trackio"),
+    )
     compile: bool = opt(False, "torch.compile the model (pays on CUDA)", panel="Run", advanced=True)
 
 

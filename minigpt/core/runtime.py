@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minigpt.core.errors import MissingError, UsageError
-from minigpt.core.machine import cores
+from minigpt.core.machine import cores, memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,6 +50,12 @@ class Runtime:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e9
         return resident_peak() / 1e9
+
+    def free_memory(self) -> int | None:
+        """Bytes that can still be taken, of the device on CUDA, else of the machine or its container; None = unknown."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        return memory().best_guess
 
 
 def use_all_cores() -> None:

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minigpt.core.config import assignments, dump
-from minigpt.core.errors import DataError, MinigptError, Stopped, UsageError
+from minigpt.core.config import assignments, dump, options
+from minigpt.core.errors import Aborted, DataError, MinigptError, Stopped, UsageError
 from minigpt.core.files import RunLock, read_json, sha256
 from minigpt.core.report import Context, Result
-from minigpt.core.train import resume
+from minigpt.core.train import resume, track
 from minigpt.core.train.defaults import suggested_batch, suggested_lr, suggested_rows, warn_lr
-from minigpt.core.train.metrics import short
 from minigpt.core.train.run import Run, make, refuse_or_clear
 from minigpt.core.train.schedule import Schedule
+from minigpt.stages import announce
 from minigpt.stages.tokenizer_choice import choose
 
 
@@ -63,6 +63,7 @@ def preflight(cfg: Any, resuming: bool) -> None:
     from minigpt.core.data.reader import anchored, expand
     from minigpt.core.models.folder import resolve
 
+    track.check(cfg.train.track)
     if (cfg.data.data + cfg.data.val_data).count("-") > 1:
         raise UsageError("stdin can be read once, and - is named twice", fix="put one of them into a file")
     for key in ("data", "val_data"):
@@ -99,16 +100,28 @@ class Session:
         self.path = self.place.path
         self.log = Run(self.path)
         self.saved: Any = None
+        self.tracker = track.Tracker()
+        self.tracked: dict[str, Any] = {}  # what run.json says of an earlier session's trackers
+        self.logged = 0  # last step in metrics.jsonl before this session
         try:
             self._prepare()
         except BaseException:
+            self.tracker.finish("failed")
             if not self.place.resuming:
                 self.log.abandon()  # nothing was trained: the same command may be tried again
             raise
+        status = "failed"
         try:
-            return self._fit()
+            result = self._fit()
+            status = "done"
+            return result
         except Stopped:
+            status = "stopped"
             self.log.finish("stopped")
+            raise
+        except Aborted as e:
+            self.log.finish("failed", error=e.message)
+            self.tracker.finish("failed", seconds=2)  # asked twice to stop: no long wait for a network
             raise
         except MinigptError as e:
             self.log.finish("failed", error=e.message)
@@ -116,6 +129,8 @@ class Session:
         except BaseException as e:
             self.log.finish("failed", error=f"{type(e).__name__}: {e}")
             raise
+        finally:
+            self.tracker.finish(status)
 
     def _prepare(self) -> None:
         """Everything up to the first step."""
@@ -139,6 +154,10 @@ class Session:
     def _open_checkpoint(self) -> None:
         from minigpt.core.train import checkpoint
 
+        if (self.path / "run.json").exists():
+            old = read_json(self.path / "run.json")
+            self.tracked = {k: old[k] for k in ("trackers", "tracked") if k in old}
+        self.logged = max((row["step"] for row in self.log.rows()), default=0)
         self.saved = checkpoint.load_newest(self.path, self.report, self.place.from_step)
         if self.saved is None:
             self.log.cut_logs(0)
@@ -175,7 +194,6 @@ class Session:
                 found=why or f"{len(self.store.docs):,} documents",
                 fix="raise --max-len",
             )
-        self._describe_data()
 
     def _default_max_len(self) -> int:
         from minigpt.core.models.folder import read_config
@@ -185,18 +203,6 @@ class Session:
             return int(PRESETS[self.cfg.size]["max_len"])
         config, _ = read_config(Path(self.cfg.model))
         return min(config.max_position_embeddings, 512)
-
-    def _describe_data(self) -> None:
-        store, plan = self.store, self.plan
-        train = store.indices("train")
-        tokens = int(store.positions(train).sum())
-        note = f" ({self.tokenizer_note})" if self.tokenizer_note else ""
-        held = len(self.val_store.indices(self.val_split))
-        how = f"packed into {len(plan):,} rows" if self.cfg.data.pack == "pack" else f"one to a row: {len(plan):,} rows"
-        self.data_line = (
-            f"{len(train):,} documents → {short(tokens)} tokens{note} · {how} of {self.cfg.data.max_len:,}, "
-            f"{plan.fill:.1%} full · {held:,} documents held out"
-        )
 
     def _model(self) -> None:
         """Weights: from --model, or new ones from the seed. Then float32 masters behind the compute precision."""
@@ -325,29 +331,18 @@ class Session:
             "store": str(self.store.path),
             "steps": self.total,
         }
-        self.log.start(dump(cfg, self.origins), facts)
-        kind = self.model.config.model_type + (f", {cfg.size}" if facts["size"] and not cfg.model else "")
-        size = short(facts["parameters"])
-        self.report.title(f"minigpt {self.job.stage} · {size} parameters ({kind}) · {self.runtime.name} · {self.path}")
-        self.report.note("data", self.data_line)
-        for line in [*self.store.notes, *self.plan.notes]:
-            self.report.warn(line)
-        seen = self.epochs or self.rows_per_step * self.total / self.rows_per_epoch
-        name = {"adamw": "AdamW", "muon": "Muon + AdamW"}[cfg.optim.optimizer]
-        shape = cfg.optim.schedule.upper() if cfg.optim.schedule == "wsd" else cfg.optim.schedule
-        self.report.note(
-            "plan",
-            f"{seen:.3g} epochs = {self.total:,} steps × {self.rows_per_step * cfg.data.max_len:,} tokens"
-            f" · {name} lr {cfg.optim.lr:g}, {shape}",
+        announce.title(self)
+        self.tracker = track.open(
+            cfg.train.track,
+            self.path,
+            {**facts, **self.tracked},
+            {o.name: resume.value_of(cfg, o.path) for o in options(type(cfg)) if o.meta["save"]},
+            report=self.report,
+            step=self.saved.step if self.saved is not None else 0,
+            logged=self.logged,
         )
-
-        schedule = self.schedule
-        self.report.detail(f"store  {self.store.path}")
-        self.report.detail(f"model  {json.dumps(self.model.config.to_hf())}")
-        self.report.detail(
-            f"pace   {self.micro_rows} of {self.rows_per_step} rows at once · warm-up {schedule.warmup_steps} steps"
-            f" · way down from step {schedule.decay_start} · eval every {self.pace.eval}, save every {self.pace.save}"
-        )
+        self.log.start(dump(cfg, self.origins), {**facts, **self.tracker.facts})
+        announce.plan(self)
 
     def _parent(self) -> dict[str, str] | None:
         if not self.cfg.model:
@@ -392,6 +387,7 @@ class Session:
                 validation.samples,
                 self._check_first_loss,
                 {"fingerprints": self._fingerprints(), "stage": self.job.stage},
+                self.tracker,
             ),
             report=self.report,
         )

@@ -26,7 +26,7 @@ from typing import IO, Any, TypeVar
 HERE = Path(__file__).resolve().parent
 MINIGPT = [sys.executable, "-m", "minigpt"]
 PACKAGES = ("minigpt-lm", "torch", "transformers", "tokenizers", "accelerate", "datasets", "pyarrow", "numpy")
-SPINS = "30000"  # GOMP_SPINCOUNT that the minigpt command gives itself
+SPINS = "10000"  # GOMP_SPINCOUNT that the minigpt command gives itself
 T = TypeVar("T")
 
 

@@ -2,7 +2,7 @@
 
 Model: `minimind2-small` (26M, Llama, vocabulary 6,400), rows of 340 tokens. Both sides read the same documents with the
 same tokenizer, which `minigpt tokenize train` makes first. Every block is a fresh process with 2 threads and the same
-GOMP_SPINCOUNT (30,000, what our command sets itself; --spins own leaves the peer at its library's default). Blocks
+GOMP_SPINCOUNT (10,000, what our command sets itself; --spins own leaves the peer at its library's default). Blocks
 come in turn, A B C A B C …; a block is `--warmup` optimizer steps, then `--steps` measured ones by wall clock, without
 validation or saving on either side.
 

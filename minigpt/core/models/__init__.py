@@ -8,7 +8,7 @@ from types import ModuleType
 
 from minigpt.core.errors import DataError
 
-_PARTS = {"config", "decoder", "folder", "presets"}  # files of this package that are no architecture
+_PARTS = {"config", "decoder", "flops", "folder", "presets"}  # files of this package that are no architecture
 
 
 def model_types() -> list[str]:

@@ -146,16 +146,3 @@ class Decoder(nn.Module):
     def num_parameters(self) -> int:
         """Trainable numbers; a tied embedding counts once."""
         return sum(p.numel() for p in self.parameters())
-
-    def flops_per_token(self, context: float) -> float:
-        """Floating-point operations of forward and backward for one token (a multiply-add is two).
-
-        6 for each weight of a matrix that multiplies (blocks and head, not the embedding's lookup), plus attention: a
-        query sees context / 2 keys on average, so scores and values take 2 * H * D * context a layer, three times over.
-
-        context: mean length of a document as seen by attention.
-        """
-        cfg = self.config
-        matrices = sum(p.numel() for p in self.model.layers.parameters() if p.dim() > 1) + self.head_weight.numel()
-        attention = cfg.num_hidden_layers * 2 * cfg.num_attention_heads * cfg.head_size * context
-        return 6.0 * matrices + 3.0 * attention

@@ -22,14 +22,14 @@ FLOAT32, INT64 = 4, 8
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 NORMED_HEADS = ("qwen3",)  # model types with a norm of queries and keys
 
-# Not counted but measured, on processors: short runs of 1m, 3m and 10m in both precisions stay within 16 % of the
+# Not counted but measured, on processors: short runs of 1m, 3m and 10m in both precisions stay within 17 % of the
 # total. Those of GPUs are guesses.
 PROCESS = {"cpu": 365 * 10**6, "cuda": 600 * 10**6, "mps": 200 * 10**6}  # Python and torch; what a GPU's driver takes
 HOLES = 0.4  # of activations and loss: batches differ in shape, and the heap keeps the gaps that they leave
 KERNELS = 400 * 10**6  # oneDNN keeps a compiled bfloat16 product for each shape it met, 1,024 at the most
 
 # Constants of core/nn, which imports torch; a test holds the two together.
-LONGEST, QUERIES, GRANULE, TILE_BYTES, CHUNK_BYTES = 1024, 128, 16, 1 << 20, 12 << 20
+LONGEST, QUERIES, GRANULE, CHUNK_BYTES = 1024, 128, 16, 12 << 20
 
 
 @dataclass(frozen=True)
@@ -256,12 +256,10 @@ def loss_workspace(s: Setting) -> int:
 
 
 def _workspace(s: Setting) -> int:
-    """Backward of one block: two gradients as wide as the MLP and two of the residual stream; or attention's tiles."""
-    c = s.config
-    block = s.tokens * s.width * 2 * (c.intermediate_size + c.hidden_size)
-    group = c.num_attention_heads // c.kv_heads
-    tile = max(TILE_BYTES, group * QUERIES * s.max_len * s.width) if s.side_by_side else 0
-    return block + 2 * tile
+    """Backward of one block: two gradients as wide as the MLP, before what it kept is freed. Attention's turn comes
+    when that is gone, and takes less.
+    """
+    return s.tokens * s.width * 2 * s.config.intermediate_size
 
 
 def _last(s: Setting) -> int:

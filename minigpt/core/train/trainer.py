@@ -29,6 +29,7 @@ from minigpt.core.train.plot import loss_svg
 from minigpt.core.train.run import Run
 from minigpt.core.train.schedule import Schedule
 from minigpt.core.train.signals import StopRequest
+from minigpt.core.train.track import Tracker
 
 MOST_BAD_STEPS = 3  # in a row, before the run ends
 
@@ -71,6 +72,7 @@ class Hooks:
     on_eval: Callable[[int], list[dict[str, Any]]] | None = None  # → rows of samples.jsonl
     first_loss: Callable[[float], None] | None = None  # mean loss of the very first step, before any update
     state: dict[str, Any] = field(default_factory=dict)  # saved in state.json (fingerprints)
+    tracker: Tracker = field(default_factory=Tracker)  # sees every log row and sample
 
 
 class Trainer:
@@ -141,14 +143,17 @@ class Trainer:
             if evaluating:
                 row.update(self._evaluate())
             self.run.log(row)
+            self.hooks.tracker.log(row, c.step)
             eta = None if self.report.interactive else self.clock.eta(pace.total - c.step)  # a bar has its own
             self._figures = figures(row, c.last_val, eta)
             bar.update(c.step, self._figures, line=True)
         else:
             bar.update(c.step, self._figures)
         if evaluating and self.hooks.on_eval:
-            for sample in self.hooks.on_eval(c.step):
+            samples = self.hooks.on_eval(c.step)
+            for sample in samples:
                 self.run.log({"step": c.step, **sample}, "samples")
+            self.hooks.tracker.samples(samples, c.step)
         if saving:
             self.save(val=self.counters.last_val.get("val_loss") if evaluating else None)
 

@@ -199,14 +199,6 @@ def test_parameter_counts(size):
         assert 0.7 <= model.num_parameters() / (float(size[:-1]) * 1e6) <= 1.6
 
 
-def test_flops_of_a_token():
-    """6 a weight that multiplies, and causal attention over half the context."""
-    model = tiny("llama", tie_word_embeddings=False)
-    matrices = model.num_parameters() - 320 * 48 - 5 * 48  # without the embedding's lookup and the norms
-    assert model.flops_per_token(0) == 6 * matrices
-    assert model.flops_per_token(100) - model.flops_per_token(0) == 3 * 2 * (2 * 48 * 100)
-
-
 def test_initial_loss_is_that_of_guessing():
     """A fresh model knows nothing: its loss is ln(vocabulary)."""
     torch.manual_seed(0)

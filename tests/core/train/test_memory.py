@@ -15,7 +15,7 @@ from minigpt.core.models import folder
 from minigpt.core.models.decoder import Decoder
 from minigpt.core.models.flops import mean_context
 from minigpt.core.models.presets import PRESETS
-from minigpt.core.nn import attend, nll, seqinfo
+from minigpt.core.nn import nll, seqinfo
 from minigpt.core.train import memory
 from minigpt.core.train.losses import next_token
 from minigpt.core.train.memory import Estimate, estimate
@@ -170,12 +170,14 @@ def peak_of(step: Callable[[], None]) -> int:
         ("1m", "adamw", 6400, [256], 2),  # logits in forward decide
         ("10m", "adamw", 12_800, [128], 2),  # the head's gradient decides
         ("10m", "adamw", 12_800, [16], 1),  # the tied table's gradients decide
+        ("wide", "adamw", 100, [256], 4),  # backward of a block decides
         ("1m", "muon", 500, [32], 1),  # the update decides
     ],
 )
 def test_peak_of_a_step(size, optimizer, vocabulary, lengths, rows, dtype):
     """All that comes and goes in a step of two micro-batches: gradients, activations, loss and workspace, to 5 %."""
-    model = Decoder(folder.create(size, vocabulary))
+    shape = {"intermediate_size": 4096, "num_hidden_layers": 1} if size == "wide" else {}
+    model = Decoder(folder.create("1m" if shape else size, vocabulary, shape))
     masters = Masters(model, dtype)
     moving = Optimizer(masters.named, OptimConfig(optimizer=optimizer))
     batch = packed(lengths, rows, vocabulary)
@@ -206,7 +208,7 @@ def test_checkpointing_keeps_the_inputs_of_layers():
 def test_constants_of_the_layers():
     """Written out twice, because the layers import torch."""
     assert (memory.LONGEST, memory.QUERIES, memory.GRANULE) == (seqinfo.LONGEST, seqinfo.QUERIES, seqinfo.GRANULE)
-    assert (memory.TILE_BYTES, memory.CHUNK_BYTES) == (attend.TILE_BYTES, nll.CHUNK_BYTES)
+    assert memory.CHUNK_BYTES == nll.CHUNK_BYTES
 
 
 # ---------------------------------------------------------------------------------------------- words

@@ -52,7 +52,7 @@ class Runtime:
         return resident_peak() / 1e9
 
     def free_memory(self) -> int | None:
-        """Bytes that can still be taken, of the device on CUDA, else of the machine or its container; None = unknown."""
+        """Bytes that can still be taken: of the device on CUDA, else of the machine or container; None = unknown."""
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0]
         return memory().best_guess

@@ -21,9 +21,11 @@ from minigpt.core.config import group, opt
 from minigpt.core.errors import MissingError
 from minigpt.core.files import cache_dir
 from minigpt.core.groups import CommonConfig
+from minigpt.core.models.folder import create
 from minigpt.core.models.presets import PRESETS
 from minigpt.core.report import Context, Result
 from minigpt.core.train.defaults import suggested_batch, suggested_rows
+from minigpt.core.train.memory import estimate, parameters
 from minigpt.core.train.metrics import short, spell_time
 
 if TYPE_CHECKING:
@@ -46,8 +48,7 @@ SMALL_SHM = 64 << 20  # what Docker gives a container that asks for nothing
 SHARE = 0.2
 PATIENCE = 3 * 3600  # seconds that the suggested run may take
 TOKENS_A_PARAMETER = 20  # Hoffmann et al., 2022, arXiv:2203.15556
-BYTES_A_PARAMETER = 4 + 8 + 4 + 2  # float32 weights, two moments of AdamW, gradient, copy in the compute precision
-PROCESS = 7 * 10**8  # Python and torch before any model
+VOCABULARY = 6400  # of a preset that leaves it to the data
 MEMORY_SHARE = 0.8  # of what is free: the estimate is rough
 
 
@@ -324,27 +325,6 @@ def hub_checks(answers: list[machine.Answer], offline: str | None, chosen: bool)
 # ---------------------------------------------------------------------------------------------- suggestion
 
 
-def parameters(config: Mapping[str, Any]) -> int:
-    """Trainable numbers of a preset: embedding (tied), attention, SwiGLU and norms. Without torch."""
-    hidden, heads, kv = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
-    head = config.get("head_dim") or hidden // heads
-    norms = 2 * hidden + (2 * head if config["model_type"] == "qwen3" else 0)
-    layer = 2 * hidden * head * (heads + kv) + 3 * hidden * config["intermediate_size"] + norms
-    vocabulary = config.get("vocab_size", 6400)  # the most that a tokenizer trained on the corpus gets
-    return int(vocabulary * hidden + config["num_hidden_layers"] * layer + hidden)
-
-
-def bytes_needed(config: Mapping[str, Any], rows: int, dtype: str) -> int:
-    """Rough memory of a training step: the process, 18 bytes a parameter, and what the backward pass keeps.
-
-    That is about six numbers as wide as the hidden state and three as the feed-forward, a token and layer. Against the
-    resident memory of short runs on a CPU (1m, 3m, 10m, minimind2-small) it is off by about a fifth, either way.
-    """
-    width = 6 * config["hidden_size"] + 3 * config["intermediate_size"]
-    kept = rows * config["max_len"] * config["num_hidden_layers"] * width * (4 if dtype == "float32" else 2)
-    return int(PROCESS + BYTES_A_PARAMETER * parameters(config) + kept)
-
-
 def suggest(torch: Torch, free: int | None) -> dict[str, Any] | None:
     """The largest preset that fits and sees 20 tokens a parameter within three hours; else the smallest that fits.
 
@@ -359,11 +339,15 @@ def suggest(torch: Torch, free: int | None) -> dict[str, Any] | None:
 
 def planned(name: str, torch: Torch, free: int | None) -> dict[str, Any] | None:
     """One preset on this machine; None when it does not fit."""
-    config, count = PRESETS[name], parameters(PRESETS[name])
-    length = config["max_len"]
+    config = create(name, PRESETS[name].get("vocab_size", VOCABULARY))
+    count, length = parameters(config), PRESETS[name]["max_len"]
     step = suggested_batch(count, 10**9, length, "pretrain") // length  # rows, of a corpus without end
     usual = rows = min(suggested_rows(length, torch.device), step)
-    while free is not None and bytes_needed(config, rows, torch.dtype) > MEMORY_SHARE * free:
+
+    def needed() -> int:
+        return estimate(config, rows, length, torch.dtype, "adamw", torch.device, context=length).total
+
+    while free is not None and needed() > MEMORY_SHARE * free:
         if rows == 1:
             return None
         rows //= 2
@@ -371,7 +355,7 @@ def planned(name: str, torch: Torch, free: int | None) -> dict[str, Any] | None:
     smaller = f" --batch-size {rows}" if rows < usual else ""
     return {
         "size": name, "parameters": count, "device": torch.device, "dtype": torch.dtype, "batch_size": rows,
-        "max_len": length, "memory_bytes": bytes_needed(config, rows, torch.dtype), "tokens": tokens,
+        "max_len": length, "memory_bytes": needed(), "tokens": tokens,
         "tokens_per_second": round(speed), "seconds": round(tokens / speed), "estimate": True,
         "command": f"minigpt pretrain -d FILE --size {name}{smaller}",
     }  # fmt: skip

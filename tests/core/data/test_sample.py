@@ -20,17 +20,27 @@ from tests.conftest import run_cli
 
 TONGUES = pytest.mark.parametrize("tongue", [ENGLISH, CHINESE], ids=lambda t: t.name)
 TRAINING = ("text", "chat", "tools", "think", "pairs", "rl")
-DIGEST = "3dd95aafe2f53ee7"
+DIGEST = "04e125c65448d25f"
 
 
 def questions(part, lang):
     for row in sample.rows(part, lang):
-        yield next(m["content"] for m in row.get("messages") or row["prompt"] if m["role"] == "user")
+        yield from (m["content"] for m in row.get("messages") or row["prompt"] if m["role"] == "user")
 
 
 def pattern(template, fields="xabcq"):
     """A template as an expression that any filling of it matches."""
     return re.compile(re.sub(rf"\\\{{[{fields}]\\\}}", ".+?", re.escape(template)), re.IGNORECASE)
+
+
+def turns(row):
+    """(question, answer) of each turn."""
+    spoken = [m["content"] for m in (row["prompt"] + row["chosen"] if "prompt" in row else row["messages"])]
+    return list(zip(spoken[::2], spoken[1::2], strict=True))
+
+
+def without_opener(tongue, question):
+    return next((question[len(o) :] for o in tongue.words["openers"] if question.startswith(o)), question)
 
 
 # ------------------------------------------------------------------------------------------------ the same everywhere
@@ -49,7 +59,7 @@ def test_a_part_is_a_function_of_its_seed():
 def test_a_changed_row_is_a_new_version():
     """The version names the files in the cache, so it changes with any row: raise it, then write the digest here."""
     whole = "".join(sample.jsonl(part) for part in sample.PARTS)
-    assert (sample.VERSION, hashlib.sha256(whole.encode()).hexdigest()[:16]) == (3, DIGEST)
+    assert (sample.VERSION, hashlib.sha256(whole.encode()).hexdigest()[:16]) == (4, DIGEST)
 
 
 @pytest.mark.parametrize("part", sample.PARTS)
@@ -128,12 +138,13 @@ def test_questions_and_answers_agree_with_the_world(tongue):
     checked = 0
     for part in ("chat", "eval", "pairs", "pairs-eval"):
         for row in sample.rows(part, tongue.name):
-            question, reply = (row["prompt"] + row["chosen"]) if "prompt" in row else row["messages"]
-            if question["content"] in answers:
-                fact, sentence = answers[question["content"]]
-                assert reply["content"].removeprefix(tongue.opening) == sentence
-                assert row.get("answer", fact.answer) == fact.answer and fact.answer.lower() in sentence.lower()
-                checked += 1
+            for question, reply in turns(row):
+                bare = without_opener(tongue, question)
+                if bare in answers:
+                    fact, sentence = answers[bare]
+                    assert reply.removeprefix(tongue.opening) == sentence
+                    assert row.get("answer", fact.answer) == fact.answer and fact.answer.lower() in sentence.lower()
+                    checked += 1
     assert checked > 3000
 
 
@@ -171,9 +182,20 @@ def test_answers_of_prompts_can_be_checked(part):
 def test_styles_are_even(tongue):
     """What pairs and rewards shall move is near one half in the conversations."""
     facts = {parts.tell(way, x=f.topic) for f in world.facts(tongue.name) for way in tongue.asks[f.relation].train}
-    told = [row["messages"][1]["content"] for row in sample.rows("chat", tongue.name)
-            if row["messages"][0]["content"] in facts]  # fmt: skip
+    asked = [turn for row in sample.rows("chat", tongue.name) for turn in turns(row)]
+    told = [reply for question, reply in asked if without_opener(tongue, question) in facts]
     assert 0.46 < sum(t.startswith(tongue.opening) for t in told) / len(told) < 0.54
+
+
+@TONGUES
+def test_conversations_have_up_to_three_turns(tongue):
+    """A model sees a later question as often as a first one; no turn is lost, and none is a story beside others."""
+    talks = [turns(row) for row in sample.rows("chat", tongue.name)]
+    lengths = Counter(map(len, talks))
+    assert set(lengths) == {1, 2, 3} and min(lengths.values()) > 500
+    assert all(len(reply) <= parts.SHORT for talk in talks if len(talk) > 1 for _, reply in talk)
+    opened = [q for talk in talks for q, _ in talk if q != without_opener(tongue, q)]
+    assert 0.15 < len(opened) / sum(map(len, talks)) < 0.35
 
 
 # ------------------------------------------------------------------------------------------------ where a file stands

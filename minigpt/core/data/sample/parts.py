@@ -24,6 +24,8 @@ FORMATTED = 600  # conversations that ask for a form of the answer in `chat` …
 OBEYED = 0.45  # … and the share of them that gets it, so there is something left for RL
 OPENED = 0.5  # share of the facts in `chat` that are told with the friendly opening, which pairs then prefer
 CALLED = 0.5  # share of the sums in `tools` for which the calculator is called, which RL then rewards
+TURNS = (0.5, 0.3, 0.2)  # shares of the conversations in `chat` with one, two and three questions
+SHORT = 60  # characters of an answer that others may stand beside, so that a conversation fits a small row
 SMALL_TALK = {"greeting": 12, "identity": 16, "able": 8, "thanks": 8, "goodbye": 8}  # each wording's times in `chat`
 STORY_CHATS = 200
 TOOL_CHATS, THOUGHTS, PAIRS, PROMPTS, HELD = 700, 1200, 1000, 1200, 150
@@ -144,7 +146,7 @@ def story(tongue: Tongue, rng: Random, about: int | None = None) -> str:
 
 
 def chat(tongue: Tongue, rng: Random) -> list[Row]:
-    """Facts, sums, formats, greetings, identity, small talk and requests for stories."""
+    """Facts, sums, formats, greetings, identity, small talk and stories; up to three questions in a conversation."""
     asks, rows = tongue.asks, []
     for fact in facts(tongue.name):
         for way in asks[fact.relation].train * FACT_TIMES:
@@ -165,7 +167,19 @@ def chat(tongue: Tongue, rng: Random) -> list[Row]:
         n = rng.randrange(len(ANIMALS))
         question = tell(rng.choice(asks["story"].train), x=tongue.words["ones"][n])
         rows.append(talk(question, story(tongue, rng, n)))
-    return rows
+    return _joined(rows, rng)
+
+
+def _joined(rows: list[Row], rng: Random) -> list[Row]:
+    """Some of the conversations as turns of one, so that a model answers the newest question. Each stays there once."""
+    rng.shuffle(rows)
+    found = [row for row in rows if len(row["messages"][-1]["content"]) > SHORT]
+    short = iter([row for row in rows if len(row["messages"][-1]["content"]) <= SHORT])
+    for first in short:
+        (turns,) = rng.choices(range(len(TURNS)), TURNS)
+        more = itertools.islice(short, turns)
+        found.append({"messages": [message for row in (first, *more) for message in row["messages"]]})
+    return found
 
 
 def chat_eval(tongue: Tongue, rng: Random) -> list[Row]:

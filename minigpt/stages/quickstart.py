@@ -90,7 +90,8 @@ def recipe(cfg: Config, out: Path) -> list[Step]:
     default = DeviceConfig()
     machine = {k: v for k, v in vars(cfg.device).items() if v != getattr(default, k)}
     first: dict[str, Any]
-    first, second, test = {"epochs": 2}, {"epochs": 3}, {}
+    passes = (2, 3) if cfg.lang == "both" else (3, 5)  # one language is half the data
+    first, second, test = {"epochs": passes[0]}, {"epochs": passes[1]}, {}
     if cfg.smoke:
         first = second = {"steps": 10, "eval_every": 5}
         test = {"rows": 32, "max_tokens": 16}

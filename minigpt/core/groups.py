@@ -164,6 +164,7 @@ class TrainConfig:
         "also show the run in a tracker; each is an extra: pip install 'minigpt-lm[wandb]'",
         panel="Run",
         choices=("tensorboard", "wandb", "swanlab", "trackio"),
+        advanced=True,
     )
     compile: bool = opt(False, "torch.compile the model (pays on CUDA)", panel="Run", advanced=True)
 

@@ -111,7 +111,7 @@ def recipe(cfg: Config, out: Path) -> list[Step]:
 
 def run(cfg: Config, context: Context) -> Result:
     """Data, tokenizer, pretraining, fine-tuning and a test on questions that training never saw; then chat."""
-    name = "-".join(["quickstart", *[cfg.lang] * (cfg.lang != "both"), *["smoke"] * cfg.smoke])
+    name = "quickstart" if cfg.lang == "both" else f"quickstart-{cfg.lang}"
     out = Path(cfg.out or Path(os.environ.get("MINIGPT_RUNS", "runs"), name))
     steps = recipe(cfg, out)
     if cfg.steps:
@@ -120,7 +120,7 @@ def run(cfg: Config, context: Context) -> Result:
     began = time.monotonic()
     report = context.report
     report.title(f"minigpt quickstart · into {out} · Ctrl-C saves, the same command goes on")
-    claim(out, steps, cfg.overwrite)
+    claim(out, steps, cfg)
     try:
         scored = train(cfg, out, steps, report)
     except Stopped as e:
@@ -165,15 +165,16 @@ def train(cfg: Config, out: Path, steps: list[Step], report: Report) -> dict[str
 # ------------------------------------------------------------------------------------------------ what is there already
 
 
-def claim(out: Path, steps: list[Step], overwrite: bool) -> None:
-    """Make `out` this quickstart's own. UsageError when something else is there."""
-    wanted = {"data": sample.VERSION, "steps": [shlex.join(step.words()) for step in steps]}
+def claim(out: Path, steps: list[Step], cfg: Config) -> None:
+    """Make `out` this quickstart's own; one of --smoke gives way. UsageError when something else is there."""
+    wanted = {"data": sample.VERSION, "smoke": cfg.smoke, "steps": [shlex.join(step.words()) for step in steps]}
     marker = out / MARKER
     if marker.is_file():
-        if overwrite:
+        there = read_json(marker)
+        if cfg.overwrite or (there.get("smoke") and there != wanted):
             for made in MADE:
                 shutil.rmtree(out / made, ignore_errors=True)
-        elif read_json(marker) != wanted:
+        elif there != wanted:
             raise UsageError(
                 f"{out} holds a quickstart with other options",
                 fix="repeat the command that made it, start afresh with --overwrite, or choose another --out",

@@ -139,8 +139,10 @@ def put_files(folder: Path) -> None:
 def runs_needed(script: str) -> set[str]:
     """Runs that a page uses and does not make: it goes on from another page. script: all that the page types."""
     made = set(re.findall(r"(?:-o|--out|\bout=)[ =]?[\"']?(runs/[\w./-]*\w)", script))
-    if any(words[:1] == ["quickstart"] and "--steps" not in words for words in shell.commands(script)):
-        made.add("runs/quickstart")
+    for words in shell.commands(script):
+        if words[:1] == ["quickstart"] and "--steps" not in words:
+            lang = f"-{words[words.index('--lang') + 1]}" if "--lang" in words else ""
+            made.add(f"runs/quickstart{lang}")
     used = set(re.findall(r"\bruns/[\w./-]*\w", script))
     return {path for path in used if not any(path == m or path.startswith(f"{m}/") for m in made)}
 

@@ -29,12 +29,19 @@ def test_smoke_and_again(tmp_path):
     assert code == 0 and again == stdout and stderr.count("done before") == 2
     assert weights(out / "chat") == before
 
-    code, _, stderr = run_cli("quickstart", "--smoke", "-o", out, "--lang", "zh")
-    assert code == 2 and "--overwrite" in stderr
     (out / "note.txt").write_text("mine")
-    code, _, stderr = run_cli("quickstart", "--smoke", "-o", out, "--lang", "zh", "--overwrite", "--json")
-    assert code == 0, stderr
+    code, _, stderr = run_cli("quickstart", "--smoke", "-o", out, "--lang", "zh", "--json")
+    assert code == 0, stderr  # a smoke run has taught nothing, so it gives way to other options
     assert (out / "note.txt").read_text() == "mine"  # only what quickstart made is taken away
+
+
+def test_other_options_do_not_replace_a_real_one(tmp_path):
+    """What took minutes is not thrown away unasked."""
+    marker = tmp_path / "quickstart.json"
+    marker.write_text(json.dumps({"data": 0, "smoke": False, "steps": []}))
+    (tmp_path / "chat").mkdir()
+    code, _, stderr = run_cli("quickstart", "--smoke", "-o", tmp_path)
+    assert code == 2 and "--overwrite" in stderr and (tmp_path / "chat").is_dir()
 
 
 def test_a_strange_directory_is_left_alone(tmp_path):
@@ -70,7 +77,7 @@ def test_steps_give_the_same_model(tmp_path, monkeypatch, lang):
         code, stdout, stderr = run_cli(*words[1:], "--json")
         assert code == 0, stderr
     made = Path(done["run_dir"]).name
-    assert made == ("quickstart-smoke" if lang == "both" else "quickstart-zh-smoke")
+    assert made == ("quickstart" if lang == "both" else "quickstart-zh")
     for name in ("pretrain", "chat"):
         assert weights(tmp_path / "runs" / made / name) == weights(tmp_path / "whole" / made / name)
     assert json.loads(stdout)["metrics"] == done["metrics"]["questions"]

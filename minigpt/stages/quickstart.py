@@ -89,12 +89,11 @@ def recipe(cfg: Config, out: Path) -> list[Step]:
     texts, chats, questions = (f"sample:{part}:{cfg.lang}" for part in ("text", "chat", "eval"))
     default = DeviceConfig()
     machine = {k: v for k, v in vars(cfg.device).items() if v != getattr(default, k)}
-    first: dict[str, Any]
     passes = (2, 3) if cfg.lang == "both" else (3, 5)  # one language is half the data
-    first, second, test = {"epochs": passes[0]}, {"epochs": passes[1]}, {}
+    lengths: list[dict[str, Any]] = [{"epochs": n} for n in passes]
     if cfg.smoke:
-        first = second = {"steps": 10, "eval_every": 5}
-        test = {"rows": 32, "max_tokens": 16}
+        lengths = [{"steps": 10, "eval_every": 5}] * 2
+    test = {"rows": 32, "max_tokens": 16} if cfg.smoke else {}
     shape = {"max_len": 256, "batch_tokens": 2048, "optimizer": "muon", "log_every": 100, **machine}
     begin, question = PROMPTS["zh" if cfg.lang == "zh" else "en"]
     tokenizer, base, model = (str(out / made) for made in MADE)
@@ -102,8 +101,8 @@ def recipe(cfg: Config, out: Path) -> list[Step]:
     tuning = {"model": base, "data": [chats], "sample_prompt": [question], "out": model}
     return [
         Step("tokenize train", {"data": [texts, chats], "vocab_size": 1000, "out": tokenizer}),
-        Step("pretrain", {**pretraining, **shape, **first}),
-        Step("sft", {**tuning, **shape, **second}),
+        Step("pretrain", {**pretraining, **shape, **lengths[0]}),
+        Step("sft", {**tuning, **shape, **lengths[1]}),
         Step("eval", {"model": model, "data": [questions], "answers": True, **test, **machine}),
         Step("chat", {"model": model, **machine}),
     ]
@@ -229,15 +228,19 @@ def described(lang: str) -> Iterator[str]:
     counts = {part: path.read_bytes().count(b"\n") for part, path in paths.items()}
     where = {"both": "English and Chinese", "en": "English", "zh": "Chinese"}[lang]
     yield f"data: {counts['text']:,} texts and {counts['chat']:,} conversations in {where}, made here by minigpt itself"
-    for tongue in sample.LANGUAGES[lang]:
-        yield sample.story(tongue, Random(7))
+    yield from stories(lang)
+
+
+def stories(lang: str) -> list[str]:
+    """One story of each language: shown, and measured the tokenizer with."""
+    return [sample.story(tongue, Random(7)) for tongue in sample.LANGUAGES[lang]]
 
 
 def tokenizer_line(path: Path, lang: str) -> str:
     from minigpt.core.data.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(path)
-    text = "\n".join(sample.story(tongue, Random(7)) for tongue in sample.LANGUAGES[lang])
+    text = "\n".join(stories(lang))
     count = len(tokenizer.encode(text))
     return (
         f"tokenizer: {tokenizer.vocab_size:,} tokens, {len(text.encode()) / count:.1f} bytes a token on those stories"

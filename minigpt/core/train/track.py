@@ -107,6 +107,12 @@ def _block(text: str) -> str:
     return textwrap.indent(text, "    ", lambda line: True)
 
 
+def _tabled(table: Any, rows: list[Row]) -> Any:
+    """The samples as a table of wandb's or trackio's, which are made alike."""
+    columns = list(rows[0])
+    return table(columns=columns, data=[[r[c] for c in columns] for r in rows])
+
+
 class Wandb:
     """Weights & Biases, by WANDB_MODE online (the default), offline or disabled; files in RUN/wandb.
 
@@ -148,8 +154,7 @@ class Wandb:
         self.run.log(numbers, step=step)
 
     def samples(self, rows: list[Row], step: int) -> None:
-        columns = list(rows[0])
-        self.run.log({"samples": self.table(columns=columns, data=[[r[c] for c in columns] for r in rows])}, step=step)
+        self.run.log({"samples": _tabled(self.table, rows)}, step=step)
 
     def finish(self, status: str) -> None:
         self.run.finish(exit_code=int(status == "failed"))
@@ -225,8 +230,7 @@ class Trackio:
         self.run.log(numbers, step=step)
 
     def samples(self, rows: list[Row], step: int) -> None:
-        columns = list(rows[0])
-        self.run.log({"samples": self.table(columns=columns, data=[[r[c] for c in columns] for r in rows])}, step=step)
+        self.run.log({"samples": _tabled(self.table, rows)}, step=step)
 
     def finish(self, status: str) -> None:
         self.run.finish()

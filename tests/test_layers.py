@@ -15,7 +15,7 @@ ROOT = Path(minigpt.__file__).parent
 # Bottom to top. Rooms of one row are siblings: they do not import each other.
 LAYERS = (
     ("core.errors",),
-    ("core.config", "core.files", "core.report", "core.machine"),
+    ("core.config", "core.files", "core.report", "core.machine", "core.world"),
     ("core.groups",),
     ("core.runtime",),
     ("core.nn", "core.data"),
@@ -29,7 +29,17 @@ LAYERS = (
 LEVEL = {room: level for level, row in enumerate(LAYERS) for room in row}
 HEAVY = {"torch", "transformers", "numpy", "tokenizers", "safetensors", "jinja2", "rich", "pydantic"}
 # Rooms whose files never import torch at module level: worker processes and pre-flight checks read them.
-TORCH_FREE = ("core.config", "core.errors", "core.files", "core.report", "core.groups", "core.data", "stages", "cli")
+TORCH_FREE = (
+    "core.config",
+    "core.errors",
+    "core.files",
+    "core.report",
+    "core.world",
+    "core.groups",
+    "core.data",
+    "stages",
+    "cli",
+)
 TENSORS = {"core.data.batch", "core.data.source"}  # the two files of core.data that hold tensors
 
 

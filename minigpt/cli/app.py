@@ -24,10 +24,19 @@ from minigpt.cli import flags
 from minigpt.cli.console import Console, OutputClosed
 from minigpt.cli.flags import HelpRequested, Request
 from minigpt.core.config import dump, values
-from minigpt.core.errors import Aborted, DataError, Exit, MinigptError, MissingError, OutOfMemory
+from minigpt.core.errors import (
+    Aborted,
+    DataError,
+    Exit,
+    MinigptError,
+    MissingError,
+    OutOfMemory,
+    is_out_of_memory,
+)
 from minigpt.core.files import disk_error
 from minigpt.core.groups import CommonConfig
 from minigpt.core.report import Context, Result
+from minigpt.core.world import is_follower
 
 DISTRIBUTION = "minigpt-lm"
 VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "typer")
@@ -68,6 +77,9 @@ def _guarded(words: list[str], console: Console) -> int:
         if fault is None:
             console.raw(traceback.format_exc())
             fault = MinigptError(f"{type(e).__name__}: {e}", fix=REPORT_IT)
+            fault.local = True
+        if is_follower() and not fault.local:  # rank 0 tells
+            return fault.code
         with contextlib.suppress(DataError):  # an object that stdout does not take cannot be told there
             console.error(fault)
         return fault.code
@@ -100,7 +112,8 @@ def _run(request: Request, words: list[str], console: Console) -> int:
         return Exit.OK
     began = time.monotonic()
     result = request.command.run(config, Context(console, origins, ["minigpt", *words]))
-    console.finish(result, time.monotonic() - began)
+    if not is_follower():
+        console.finish(result, time.monotonic() - began)
     return Exit.OK
 
 
@@ -133,19 +146,13 @@ def _known(e: BaseException) -> MinigptError | None:
         return e
     if isinstance(e, KeyboardInterrupt):
         return Aborted("interrupted")
-    if isinstance(e, MemoryError) or _is_torch_oom(e):
+    if is_out_of_memory(e):
         return OutOfMemory("out of memory", found=str(e) or None, fix="use a smaller --batch-size, --max-len or --size")
     if isinstance(e, ModuleNotFoundError) and e.name and not e.name.startswith("minigpt"):
         return MissingError(f"the package {e.name} is not installed", fix=install_hint(e.name))
     if isinstance(e, OSError) and e.filename and (fault := disk_error(e, Path(os.fsdecode(e.filename)))).fix:
         return fault
     return None
-
-
-def _is_torch_oom(e: BaseException) -> bool:
-    if type(e).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(e, RuntimeError) and "can't allocate memory" in str(e)  # torch's CPU allocator has no own class
 
 
 def install_hint(package: str) -> str:

@@ -24,7 +24,7 @@ import yaml
 from minigpt.core.errors import DataError, UsageError
 
 T = TypeVar("T")
-PANELS = ("Model", "Data", "Optimisation", "Sampling", "Run", "Output")
+PANELS = ("Model", "Data", "Optimisation", "Sampling", "Run", "Scale", "Output")
 
 
 def opt(

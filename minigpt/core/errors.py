@@ -35,6 +35,7 @@ class MinigptError(Exception):
 
     code = Exit.BUG
     kind = "bug"
+    local = False  # of one process of several, which has to tell it itself
 
     def __init__(
         self, message: str, *, found: str | None = None, fix: str | None = None, data: dict[str, Any] | None = None
@@ -98,3 +99,28 @@ class Aborted(MinigptError):
 
     code = Exit.ABORTED
     kind = "aborted"
+
+
+class RankLost(MinigptError):
+    """Another process of the run has gone, or does not answer within --rank-timeout."""
+
+    code = Exit.MISSING
+    kind = "lost"
+
+
+class Elsewhere(MinigptError):
+    """A fault of another process of the run, with its exit code. Rank 0 tells it, the others end silently."""
+
+    kind = "elsewhere"
+
+    def __init__(self, code: Exit, message: str, *, found: str | None = None, fix: str | None = None):
+        super().__init__(message, found=found, fix=fix)
+        self.code = code
+
+
+def is_out_of_memory(e: BaseException) -> bool:
+    """Whether a fault of Python's or torch's means that memory ran out. Imports nothing."""
+    if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError":
+        return True
+    told = ("can't allocate memory", "std::bad_alloc", "could not create a memory object")
+    return isinstance(e, RuntimeError) and any(words in str(e) for words in told)  # on a CPU torch has no own class

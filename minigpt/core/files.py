@@ -133,11 +133,15 @@ def new_dir(path: Path) -> Iterator[Path]:
         raise
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk that takes no more answers
+
+
 def disk_error(e: OSError, path: Path) -> DataError:
     """An OSError of a write as an error with a way out."""
     fix = {
         errno.ENOSPC: "free some space or point --out at another disk, then continue with --resume",
         errno.EDQUOT: "free some of your quota or point --out at another disk, then continue with --resume",
+        errno.EFBIG: "raise the limit on the size of a file (ulimit -f), then continue with --resume",
         errno.EACCES: "choose a directory you may write to with --out",
         errno.EROFS: "choose a directory you may write to with --out",
         errno.ENOENT: "choose a directory that can be created with --out",
@@ -159,7 +163,14 @@ class RunLock:
             self._handle = open(self.path, "a+", encoding="utf-8")
         except OSError as e:
             raise disk_error(e, self.path) from e
-        if not _try_lock(self._handle):
+        try:
+            free = _try_lock(self._handle)
+        except OSError as e:
+            self._handle.close()
+            raise DataError(
+                f"could not lock {self.path}: {e.strerror or e}", fix="choose another disk with --out"
+            ) from e
+        if not free:
             self._handle.seek(0)
             owner = self._handle.read().strip() or "another process"
             self._handle.close()
@@ -167,10 +178,11 @@ class RunLock:
                 f"{self.path.parent} is in use by {owner}",
                 fix="wait for it to end, stop it, or choose another --out",
             )
-        self._handle.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._handle.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}")
-        self._handle.flush()
+        owner = f"process {os.getpid()} on {socket.gethostname()}, started {started}"
+        with contextlib.suppress(OSError):  # the lock holds without a name on it, which a full disk may refuse
+            self._handle.truncate(0)
+            os.write(self._handle.fileno(), owner.encode())
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -178,17 +190,17 @@ class RunLock:
 
 
 def _try_lock(handle: Any) -> bool:
-    """Take an exclusive lock on an open file without waiting."""
+    """Take an exclusive lock on an open file without waiting. OSError on a disk that has no locks."""
     try:
         if os.name == "nt":
             import msvcrt
 
-            handle.seek(0)
+            os.lseek(handle.fileno(), 1 << 30, os.SEEK_SET)  # behind the text: what is locked cannot be read there
             msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         else:
             import fcntl
 
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         return False
     return True

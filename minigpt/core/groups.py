@@ -21,6 +21,11 @@ def split_docs_option(**more: Any) -> Any:
     )
 
 
+def processes(value: Any) -> int:
+    """A number of processes; `auto` is 0."""
+    return 0 if value == "auto" else int(value)
+
+
 @dataclass
 class CommonConfig:
     """Every command has these."""
@@ -118,6 +123,13 @@ class OptimConfig:
     beta2: float = opt(0.95, "AdamW", panel="Optimisation", low=0.0, high=0.9999, advanced=True)
     eps: float = opt(1e-8, "AdamW", panel="Optimisation", low=1e-30, advanced=True)
     clip: float = opt(1.0, "largest gradient norm; 0 = never clip", panel="Optimisation", low=0.0)
+    skip_spikes: float = opt(
+        0.0,
+        "leave out steps whose loss or gradient norm is so many standard deviations above the last 128; 0 = none",
+        panel="Optimisation",
+        low=0.0,
+        advanced=True,
+    )
 
 
 @dataclass
@@ -152,6 +164,13 @@ class TrainConfig:
     )
     save_every: int | None = opt(None, "steps between checkpoints", panel="Run", low=1, shown="10 a run")
     keep: int = opt(3, "checkpoints kept, besides the best", panel="Run", low=1)
+    save_failure: str = opt(
+        "stop",
+        "when the disk refuses a checkpoint: stop, or warn and go on to the next one",
+        panel="Run",
+        choices=("stop", "warn"),
+        advanced=True,
+    )
     log_every: int = opt(10, "steps between log lines", panel="Run", low=1)
     eval_every: int | None = opt(None, "steps between validations", panel="Run", low=1, shown="10 a run")
     eval_rows: int = opt(64, "most validation rows an evaluation reads", panel="Run", low=1, advanced=True)
@@ -167,6 +186,40 @@ class TrainConfig:
         advanced=True,
     )
     compile: bool = opt(False, "torch.compile the model (pays on CUDA)", panel="Run", advanced=True)
+    nproc: int = opt(
+        1,
+        "processes on this machine; auto = one for each GPU",
+        panel="Scale",
+        low=0,
+        metavar="N|auto",
+        parse=processes,
+        save=False,
+    )
+    nnodes: int = opt(1, "machines; start the same command on each", panel="Scale", low=1, advanced=True, save=False)
+    rdzv: str | None = opt(
+        None,
+        "where the machines meet: one of them and a free port",
+        panel="Scale",
+        metavar="HOST:PORT",
+        advanced=True,
+        save=False,
+    )
+    parallel: str = opt(
+        "ddp",
+        "ddp = a whole model in each process; fsdp = a part of it in each, for models one GPU cannot hold",
+        panel="Scale",
+        choices=("ddp", "fsdp"),
+        advanced=True,
+    )
+    rank_timeout: float = opt(
+        300.0,
+        "how long a process waits for one that does not answer",
+        panel="Scale",
+        low=1.0,
+        parse=duration,
+        advanced=True,
+        save=False,
+    )
 
 
 @dataclass

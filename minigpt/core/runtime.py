@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import random
 import sys
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from minigpt.core.errors import MissingError, UsageError
 from minigpt.core.machine import cores, memory
+from minigpt.core.world import World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -24,13 +26,16 @@ class Runtime:
 
     device: torch.device
     dtype: torch.dtype  # of the forward pass; master weights are always float32
-    rank: int = 0
-    world: int = 1
 
     @classmethod
-    def open(cls, device: str = "auto", dtype: str = "auto") -> Runtime:
-        """Choose device and precision. MissingError (exit 4) when the device is not here, UsageError when unknown."""
+    def open(cls, device: str = "auto", dtype: str = "auto", world: World | None = None) -> Runtime:
+        """Choose device and precision. MissingError (exit 4) when the device is not here, UsageError when unknown.
+
+        world: the processes of this run; each takes a CUDA device of its own.
+        """
         chosen = _device(device)
+        if world is not None and world.size > 1 and chosen.type == "cuda":
+            chosen = _own_gpu(world)
         use_all_cores()
         return cls(chosen, native_dtype(chosen) if dtype == "auto" else DTYPES[dtype])
 
@@ -67,7 +72,7 @@ def use_all_cores() -> None:
 def _device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            return torch.device("cuda", 0)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -80,6 +85,16 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError("--device is not supported", found=name, fix="use auto, cpu, cuda, cuda:1 or mps")
     return device
+
+
+def _own_gpu(world: World) -> torch.device:
+    if world.local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            "there are more processes than GPUs on this machine",
+            found=f"{torch.cuda.device_count()} GPUs",
+            fix="--nproc auto starts one process a GPU",
+        )
+    return torch.device("cuda", world.local_rank)
 
 
 def native_dtype(device: torch.device) -> torch.dtype:
@@ -116,6 +131,14 @@ def release_memory() -> None:
         trim(0)
 
 
+def free_after_failure() -> None:
+    """Give back what a failed step held, so that a smaller one can be tried."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    release_memory()
+
+
 def seed_all(seed: int) -> None:
     """Seed python, numpy and torch (every device)."""
     random.seed(seed)
@@ -139,6 +162,24 @@ def rng_state() -> dict[str, Tensor]:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
+
+
+def all_rng_states(world: World) -> dict[str, Tensor]:
+    """The generators of every process by name; those of rank 1 and on as `rank1.torch`."""
+    state = rng_state()
+    found = dict(state)
+    for name, tensor in state.items() if world.size > 1 else ():
+        for rank, theirs in enumerate(world.gather(tensor)[1:], start=1):
+            found[f"rank{rank}.{name}"] = theirs
+    return found
+
+
+def restore_rng(found: dict[str, Tensor], rank: int = 0) -> None:
+    """Undo of `all_rng_states` in one process. A process that there was not before goes on from its own seed."""
+    mine = f"rank{rank}." if rank else ""
+    own = {n.removeprefix(mine): t for n, t in found.items() if n.startswith(mine) and "." not in n.removeprefix(mine)}
+    if own:
+        set_rng_state(own)
 
 
 def set_rng_state(state: dict[str, Tensor]) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from minigpt.core.models.flops import mean_context
-from minigpt.core.train.memory import estimate
+from minigpt.core.errors import OutOfMemory
+from minigpt.core.models.flops import mean_context, peak_flops, train_flops
+from minigpt.core.train.memory import Estimate, estimate
 from minigpt.core.train.metrics import short
 
 if TYPE_CHECKING:
+    from minigpt.core.data.batch import Batch
     from minigpt.stages.supervised import Session
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon + AdamW"}
@@ -20,60 +24,115 @@ def title(session: Session) -> None:
     kind = s.model.config.model_type
     if not s.cfg.model and getattr(s.cfg, "size", None):
         kind += f", {s.cfg.size}"
-    size = short(s.model.num_parameters())
-    s.report.title(f"minigpt {s.job.stage} · {size} parameters ({kind}) · {s.runtime.name} · {s.path}")
+    size = short(s.parameters)
+    many = f" × {s.world.size} ({s.cfg.train.parallel})" if s.world.size > 1 else ""
+    s.report.title(f"minigpt {s.job.stage} · {size} parameters ({kind}) · {s.runtime.name}{many} · {s.path}")
 
 
 def plan(session: Session) -> None:
     """Data and its packing, what was left out of it, steps and learning rate; with --verbose the rest."""
-    s, cfg = session, session.cfg
+    s, cfg, p = session, session.cfg, session.pacing
     s.report.note("data", data_line(s))
-    for line in [*s.store.notes, *s.plan.notes]:
+    for line in [*s.corpus.store.notes, *s.corpus.plan.notes]:
         s.report.warn(line)
-    seen = s.epochs or s.rows_per_step * s.total / s.rows_per_epoch
+    seen = p.epochs or p.rows_per_step * p.total / s.corpus.rows_per_epoch
     shape = cfg.optim.schedule.upper() if cfg.optim.schedule == "wsd" else cfg.optim.schedule
     s.report.note(
         "plan",
-        f"{seen:.3g} epochs = {s.total:,} steps × {s.rows_per_step * cfg.data.max_len:,} tokens"
+        f"{seen:.3g} epochs = {p.total:,} steps × {p.rows_per_step * cfg.data.max_len:,} tokens"
         f" · {OPTIMIZERS[cfg.optim.optimizer]} lr {cfg.optim.lr:g}, {shape}",
     )
     memory(s)
-    s.report.detail(f"store  {s.store.path}")
+    s.report.detail(f"store  {s.corpus.store.path}")
     s.report.detail(f"model  {json.dumps(s.model.config.to_hf())}")
     s.report.detail(
-        f"pace   {s.micro_rows} of {s.rows_per_step} rows at once · warm-up {s.schedule.warmup_steps} steps"
-        f" · way down from step {s.schedule.decay_start} · eval every {s.pace.eval}, save every {s.pace.save}"
+        f"pace   {p.micro_rows} of {p.rows_per_step} rows at once · warm-up {p.schedule.warmup_steps} steps"
+        f" · way down from step {p.schedule.decay_start} · eval every {p.pace.eval}, save every {p.pace.save}"
     )
 
 
 def memory(session: Session) -> None:
     """What a step will take, and, when that is more than there is, the flag to change."""
+    s = session
+    need, room = needed(s), s.runtime.free_memory()
+    s.report.note("memory", need.line(room))
+    if room is not None and (advice := need.advice(room, sized=not s.cfg.model)):
+        s.report.warn("this may not fit into memory", fix=advice)
+
+
+def needed(session: Session) -> Estimate:
     s, cfg = session, session.cfg
-    lengths = s.store.positions(s.store.indices("train")).clip(max=cfg.data.max_len)
-    need = estimate(
+    return estimate(
         s.model.config,
-        s.micro_rows,
+        s.pacing.micro_rows,
         cfg.data.max_len,
         str(s.runtime.dtype).removeprefix("torch."),
         cfg.optim.optimizer,
         s.runtime.device.type,
         cfg.train.grad_checkpoint,
-        mean_context(lengths) if cfg.data.pack == "pack" else None,
+        document_context(s) if cfg.data.pack == "pack" else None,
     )
-    room = s.runtime.free_memory()
-    s.report.note("memory", need.line(room))
-    if room is not None and (advice := need.advice(room, sized=not cfg.model)):
-        s.report.warn("this may not fit into memory", fix=advice)
+
+
+def document_context(session: Session) -> float:
+    """Length of the document that the average token of the training rows is in."""
+    store = session.corpus.store
+    return mean_context(store.positions(store.indices("train")).clip(max=session.cfg.data.max_len))
+
+
+def out_of_memory(session: Session, e: BaseException) -> OutOfMemory:
+    """What took the memory, and the one flag to change, with its value."""
+    if not hasattr(session, "pacing"):
+        return OutOfMemory("out of memory before the first step", found=_asked(e), fix="choose a smaller --size")
+    rows, need, length = session.pacing.micro_rows, needed(session), session.cfg.data.max_len
+    smaller = f"--batch-size {max(1, rows // 2)}" if rows > 1 else "--grad-checkpoint"
+    if rows == 1 and session.cfg.train.grad_checkpoint:
+        smaller = f"--max-len {max(2, length // 2)}"
+    return OutOfMemory(
+        f"out of memory with {rows} row{'s' * (rows != 1)} of {length:,} tokens at once: a step needs {need.line()}",
+        found=_asked(e),
+        fix=f"continue with {smaller} and --resume {session.path}"
+        if (session.path / "latest").exists()
+        else f"try {smaller}",
+    )
+
+
+def _asked(e: BaseException) -> str:
+    """The allocator's own words, on one line."""
+    return " ".join(str(e).split())[-150:] or type(e).__name__
+
+
+def operations(session: Session) -> tuple[Callable[[Batch], float] | None, float]:
+    """How many operations a micro-batch takes, and what the device could do in a second: the two sides of MFU.
+
+    (None, inf) where the device's best is not known, as on any processor.
+    """
+    import torch
+
+    s = session
+    name = torch.cuda.get_device_name(s.runtime.device) if s.runtime.device.type == "cuda" else s.runtime.device.type
+    peak = peak_flops(name, str(s.runtime.dtype))
+    if peak is None:
+        return None, math.inf
+    context = document_context(s)
+
+    def count(batch: Batch) -> float:
+        positions = int((batch.segments >= 0).sum())
+        if not positions:
+            return 0.0
+        return positions * train_flops(s.model.config, context, labelled=batch.units / positions)
+
+    return count, peak
 
 
 def data_line(session: Session) -> str:
-    s = session
-    train = s.store.indices("train")
-    tokens = int(s.store.positions(train).sum())
+    s, c = session, session.corpus
+    train = c.store.indices("train")
+    tokens = int(c.store.positions(train).sum())
     note = f" ({s.tokenizer_note})" if s.tokenizer_note else ""
-    held = len(s.val_store.indices(s.val_split))
-    how = f"packed into {len(s.plan):,} rows" if s.cfg.data.pack == "pack" else f"one to a row: {len(s.plan):,} rows"
+    held = len(c.val_store.indices(c.val_split))
+    how = f"packed into {len(c.plan):,} rows" if s.cfg.data.pack == "pack" else f"one to a row: {len(c.plan):,} rows"
     return (
         f"{len(train):,} documents → {short(tokens)} tokens{note} · {how} of {s.cfg.data.max_len:,}, "
-        f"{s.plan.fill:.1%} full · {held:,} documents held out"
+        f"{c.plan.fill:.1%} full · {held:,} documents held out"
     )

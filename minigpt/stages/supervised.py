@@ -11,20 +11,26 @@ import json
 import math
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import assignments, dump, options
-from minigpt.core.errors import Aborted, DataError, MinigptError, Stopped, UsageError
+from minigpt.core.errors import Aborted, MinigptError, Stopped, UsageError, is_out_of_memory
 from minigpt.core.files import RunLock, read_json, sha256
-from minigpt.core.report import Context, Result
+from minigpt.core.report import Context, Report, Result
 from minigpt.core.train import resume, track
-from minigpt.core.train.defaults import suggested_batch, suggested_lr, suggested_rows, warn_lr
+from minigpt.core.train.onlooker import Onlooker
 from minigpt.core.train.run import Run, make, refuse_or_clear
-from minigpt.core.train.schedule import Schedule
-from minigpt.stages import announce
+from minigpt.core.world import World
+from minigpt.stages import announce, corpus, pacing
 from minigpt.stages.tokenizer_choice import choose
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minigpt.core.train.trainer import Trainer
 
 
 @dataclass
@@ -38,21 +44,44 @@ class Job:
 
 
 def train(job: Job) -> Result:
-    """Run a job to its end. Result: the last step directory, and the run's figures."""
+    """Run a job to its end, alone or as one of several processes. Result: the last step directory, and figures."""
+    with World.open(job.cfg.device.device, job.cfg.train.rank_timeout) as world, ExitStack() as held:
+        session = _opened(job, world, held)
+        if not world.leads:
+            session.job.context.report = Report()  # one process speaks
+        return session.run()
+
+
+def _opened(job: Job, world: World, held: ExitStack) -> Session:
+    """Check what was asked for, take the run directory, and find out what an earlier session was asked for."""
     cfg, origins = job.cfg, dict(job.context.origins)
-    place = resume.place(job.stage, cfg.train.out, cfg.train.resume)
-    preflight(cfg, place.resuming)
-    make(place.path)
-    with RunLock(place.path):
-        if place.resuming:
-            cfg, origins, changes = resume.merge(cfg, origins, place.path, cfg.train.allow_changes)
-            for line in changes:
-                job.context.report.note("change", line)
-        else:
-            refuse_or_clear(place.path, cfg.train.overwrite)
-        if not cfg.data.data:
-            raise UsageError(f"{job.stage} needs data", fix="name a file, a directory or - with --data")
-        return Session(job, cfg, origins, place).run()
+    path, resuming, step = world.share(lambda: resume.place(job.stage, cfg.train.out, cfg.train.resume).to_json())
+    place = resume.Place(Path(path), resuming, step)
+    world.together(lambda: preflight(cfg, resuming))
+    world.first(lambda: _claim(place.path, world, held))
+    changes: list[str] = []
+    if resuming:
+        cfg, origins, changes = world.together(
+            lambda: resume.merge(cfg, origins, place.path, cfg.train.allow_changes)  # before rank 0 writes it anew
+        )
+    elif world.leads:
+        world.together(lambda: refuse_or_clear(place.path, cfg.train.overwrite))
+    else:
+        world.together(lambda: None)
+    for line in changes if world.leads else ():
+        job.context.report.note("change", line)
+    if not cfg.data.data:
+        raise UsageError(f"{job.stage} needs data", fix="name a file, a directory or - with --data")
+    return Session(job, cfg, origins, place, world)
+
+
+def _claim(path: Path, world: World, held: ExitStack) -> None:
+    """Rank 0 makes and locks the run directory; the others look whether they see it."""
+    if world.leads:
+        make(path)
+        held.enter_context(RunLock(path))
+    elif not (path / ".lock").exists():
+        raise UsageError(f"{path} is not seen by every machine", fix="put --out on a disk that all machines share")
 
 
 def preflight(cfg: Any, resuming: bool) -> None:
@@ -93,22 +122,25 @@ class Session:
     cfg: Any
     origins: dict[str, str]
     place: resume.Place
+    world: World = field(default_factory=World)
     started: float = field(default_factory=time.perf_counter)
 
     def run(self) -> Result:
         self.report = self.job.context.report
         self.path = self.place.path
-        self.log = Run(self.path)
+        self.log = Run(self.path) if self.world.leads else Onlooker(self.path)
         self.saved: Any = None
         self.tracker = track.Tracker()
         self.tracked: dict[str, Any] = {}  # what run.json says of an earlier session's trackers
         self.logged = 0  # last step in metrics.jsonl before this session
         try:
             self._prepare()
-        except BaseException:
+        except BaseException as e:
             self.tracker.finish("failed")
             if not self.place.resuming:
                 self.log.abandon()  # nothing was trained: the same command may be tried again
+            if is_out_of_memory(e):
+                raise announce.out_of_memory(self, e) from e
             raise
         status = "failed"
         try:
@@ -123,86 +155,84 @@ class Session:
             self.log.finish("failed", error=e.message)
             self.tracker.finish("failed", seconds=2)  # asked twice to stop: no long wait for a network
             raise
-        except MinigptError as e:
-            self.log.finish("failed", error=e.message)
-            raise
         except BaseException as e:
-            self.log.finish("failed", error=f"{type(e).__name__}: {e}")
-            raise
+            fault = self.world.explain(e) or (announce.out_of_memory(self, e) if is_out_of_memory(e) else e)
+            said = fault.message if isinstance(fault, MinigptError) else f"{type(e).__name__}: {e}"
+            self.log.finish("failed", error=said)
+            if fault is e:
+                raise
+            raise fault from e
         finally:
             self.tracker.finish(status)
 
     def _prepare(self) -> None:
-        """Everything up to the first step."""
+        """Everything up to the first step. What lies on disk is made by rank 0 and read by the others."""
         if self.place.resuming:
             self._open_checkpoint()
         else:
             facts = {"argv": self.job.context.argv, "stage": self.job.stage, "seed": self.cfg.device.seed}
             self.log.start(dump(self.cfg, self.origins), facts)
-        self.tokenizer, self.tokenizer_note = choose(
-            self.job.kind, self.cfg, self.origins, self.path, self.saved.path if self.saved else None, self.report
-        )
-        self._data()
-        self._model()
-        self._length()
+        self._tokenizer()
+        if self.cfg.data.max_len is None:
+            self.cfg.data.max_len = corpus.default_max_len(self.cfg)
+            self.origins["max_len"] = "auto"
+        self._corpus()
+        self.world.together(self._model)
+        self.pacing = self.world.together(lambda: pacing.choose(self))
         if self.saved is not None:
-            self._check_resume()
+            self.world.together(self._check_resume)
         self._record()
 
     # ------------------------------------------------------------------------------------------ pieces
 
     def _open_checkpoint(self) -> None:
+        """The newest whole step: found and checked by rank 0, read by all."""
         from minigpt.core.train import checkpoint
 
-        if (self.path / "run.json").exists():
-            old = read_json(self.path / "run.json")
-            self.tracked = {k: old[k] for k in ("trackers", "tracked") if k in old}
-        self.logged = max((row["step"] for row in self.log.rows()), default=0)
-        self.saved = checkpoint.load_newest(self.path, self.report, self.place.from_step)
-        if self.saved is None:
-            self.log.cut_logs(0)
-            self.report.note("resume", f"{self.path} has no checkpoint yet: starting at step 0")
+        def newest() -> int | None:
+            if (self.path / "run.json").exists():
+                old = read_json(self.path / "run.json")
+                self.tracked = {k: old[k] for k in ("trackers", "tracked") if k in old}
+            self.logged = max((row["step"] for row in self.log.rows()), default=0)
+            self.saved = checkpoint.load_newest(self.path, self.report, self.place.from_step)
+            if self.saved is None:
+                self.log.cut_logs(0)
+                self.report.note("resume", f"{self.path} has no checkpoint yet: starting at step 0")
+            return None if self.saved is None else self.saved.step
 
-    def _data(self) -> None:
-        """Token stores, the packing plan, and the figures of both."""
-        from minigpt.core.data import store
-        from minigpt.core.data.source import Order, plan_rows
+        step = self.world.share(newest)
+        if step is not None and not self.world.leads:
+            self.saved = checkpoint.load(checkpoint.step_dir(self.path, step))
 
-        cfg, data = self.cfg, self.cfg.data
-        if data.max_len is None:
-            data.max_len = self._default_max_len()
-            self.origins["max_len"] = "auto"
-        options = {"kind": self.job.kind, "max_bad": data.max_bad, "split_docs": data.split_docs, "report": self.report}
-        share = 0.0 if data.val_data else data.val_split
-        if self.place.resuming and "-" in data.data:  # what came through the pipe is in the store
-            kept = Path(read_json(self.path / "run.json")["store"])
-            if not (kept / "meta.json").is_file():
-                raise DataError(f"the tokens of what came through the pipe are gone from {kept}", fix=PIPE_AGAIN)
-            self.store = store.Store.load(kept, share)
-        else:
-            self.store = store.build(data.data, self.tokenizer, val_share=share, **options)
-        self.val_store, self.val_split = self.store, "val"
-        if data.val_data:
-            self.val_store, self.val_split = store.build(data.val_data, self.tokenizer, val_share=0.0, **options), "all"
-        weighted = any(w != 1.0 for w in self.store.weights.values())
-        self.plan = plan_rows(self.store, "train", data.max_len, mode=data.pack, long=data.long, by_source=weighted)
-        self.rows_per_epoch = Order(self.plan.group, self.store.weights, cfg.device.seed).rows_per_epoch
-        if not len(self.plan):
-            why = "; ".join([*self.store.notes, *self.plan.notes])
-            raise DataError(
-                "there is nothing to train on",
-                found=why or f"{len(self.store.docs):,} documents",
-                fix="raise --max-len",
+    def _tokenizer(self) -> None:
+        """Rank 0's choice; the others load the same and take over its chat template."""
+
+        def chosen(template: tuple[str | None] | None = None) -> None:
+            where = self.saved.path if self.saved else None
+            self.tokenizer, self.tokenizer_note = choose(
+                self.job.kind, self.cfg, self.origins, self.path, where, self.report, template
             )
 
-    def _default_max_len(self) -> int:
-        from minigpt.core.models.folder import read_config
-        from minigpt.core.models.presets import PRESETS
+        def lead() -> str | None:
+            chosen()
+            return self.tokenizer.chat_template
 
-        if not self.cfg.model:
-            return int(PRESETS[self.cfg.size]["max_len"])
-        config, _ = read_config(Path(self.cfg.model))
-        return min(config.max_position_embeddings, 512)
+        template = self.world.share(lead)
+        if not self.world.leads:
+            chosen((template,))
+
+    def _corpus(self) -> None:
+        piped = corpus.piped_store(self.path) if self.place.resuming and "-" in self.cfg.data.data else None
+
+        def gathered(piped: Path | None) -> None:
+            self.corpus = corpus.gather(self.job.kind, self.cfg, self.tokenizer, self.report, piped)
+
+        def lead() -> str:
+            gathered(piped)
+            return str(self.corpus.store.path)
+
+        made = self.world.share(lead)
+        self.world.first(lambda: None if self.world.leads else gathered(Path(made)))
 
     def _model(self) -> None:
         """Weights: from --model, or new ones from the seed. Then float32 masters behind the compute precision."""
@@ -210,10 +240,10 @@ class Session:
         from minigpt.core.infer.model import check_fit
         from minigpt.core.models import folder
         from minigpt.core.models.decoder import Decoder
-        from minigpt.core.train.optim import Masters
+        from minigpt.core.train import parallel
 
         cfg = self.cfg
-        self.runtime = rt.Runtime.open(cfg.device.device, cfg.device.dtype)
+        self.runtime = rt.Runtime.open(cfg.device.device, cfg.device.dtype, self.world)
         rt.seed_all(cfg.device.seed)
         overrides = assignments(getattr(cfg, "set", []))
         if cfg.model and self.saved is None:
@@ -236,11 +266,13 @@ class Session:
                 fix="lower --max-len"
                 + ("" if cfg.model else f", or --set model.max_position_embeddings={cfg.data.max_len}"),
             )
+        self.parameters = self.model.num_parameters()
         self.model.to(self.runtime.device)
         self.model.recompute = cfg.train.grad_checkpoint
         if cfg.train.compile:
             self._compile()
-        self.masters = Masters(self.model, self.runtime.dtype)
+        self.parallel = parallel.choose(cfg.train.parallel, self.world, self.runtime)
+        self.masters = self.parallel.masters(self.model)
 
     def _compile(self) -> None:
         """Compile each block in place: alike blocks share the work, and no name in the state dict changes."""
@@ -250,71 +282,6 @@ class Session:
         for block in self.model.model.layers:
             block.compile()
 
-    def _length(self) -> None:
-        """Learning rate, batch, number of steps and pace: what was not given is chosen here and recorded."""
-        from minigpt.core.train.trainer import Pace
-
-        cfg, t = self.cfg, self.cfg.train
-        size = self.model.num_parameters()
-        rows, max_len = self.rows_per_epoch, cfg.data.max_len
-        if t.batch_tokens is None:
-            t.batch_tokens = suggested_batch(size, rows, max_len, self.job.stage)
-            self.origins["batch_tokens"] = "auto"
-        self.rows_per_step = max(1, round(t.batch_tokens / max_len))
-        if cfg.optim.lr is None:
-            cfg.optim.lr = suggested_lr(size, self.job.stage)
-            self.origins["lr"] = "auto"
-        else:
-            warn_lr(cfg.optim.lr, size, self.job.stage, self.report)
-        self.total = self._total()
-        self._go_back_to_flat()
-        self.micro_rows = min(t.batch_size or suggested_rows(max_len, self.runtime.device.type), self.rows_per_step)
-        self.schedule = Schedule(
-            cfg.optim.lr, self.total, cfg.optim.schedule, cfg.optim.warmup, cfg.optim.decay, cfg.optim.min_lr
-        )
-        cadence = -(-self.total // 10)  # ten times a run, the last one at its end
-        self.pace = Pace(
-            total=self.total,
-            log=t.log_every,
-            eval=t.eval_every or cadence,
-            save=t.save_every or cadence,
-            keep=t.keep,
-            clip=cfg.optim.clip,
-            flat=self.schedule.decay_start if cfg.optim.schedule == "wsd" else None,
-            max_seconds=t.max_time,
-        )
-
-    def _total(self) -> int:
-        """Steps of the whole run: those done, and those that the rest of the data or the budget takes."""
-        t = self.cfg.train
-        self.epochs = t.epochs if t.steps is None and t.tokens is None else None
-        if t.steps is not None:
-            return int(t.steps)
-        if t.tokens is not None:
-            tokens_per_row = self.plan.positions / len(self.plan)
-            return max(1, math.ceil(t.tokens / (tokens_per_row * self.rows_per_step)))
-        done, cursor = (self.saved.step, self.saved.state["source"]["row"]) if self.saved is not None else (0, 0)
-        left = max(0, round(t.epochs * self.rows_per_epoch) - cursor)  # the batch may have been another one before
-        return max(1, int(done) + math.ceil(left / self.rows_per_step))
-
-    def _go_back_to_flat(self) -> None:
-        """A lengthened wsd run goes on from its last flat step, where the learning rate had not yet fallen.
-
-        Its last step may have been a short one, so the total is counted anew from there.
-        """
-        from minigpt.core.train import checkpoint
-
-        if self.saved is None or self.total <= self.saved.state["total"]:
-            return
-        flat = self.saved.state.get("flat")
-        if flat is None or flat >= self.saved.step:
-            return
-        if checkpoint.step_dir(self.path, flat).is_dir():
-            self.saved = checkpoint.load_newest(self.path, self.report, flat)
-            self.total = self._total()
-        else:
-            self.report.warn("the last step of the flat part is gone: the learning rate jumps up again")
-
     def _record(self) -> None:
         """The run's first lines on disk and on screen: from here on it can be resumed."""
         cfg = self.cfg
@@ -323,17 +290,18 @@ class Session:
             "stage": self.job.stage,
             "seed": cfg.device.seed,
             "device": self.runtime.name,
-            "parameters": self.model.num_parameters(),
+            "parameters": self.parameters,
             "model_type": self.model.config.model_type,
             "size": getattr(cfg, "size", None),
             "parent": self._parent(),
-            "data": self.store.meta["sources"],
-            "store": str(self.store.path),
-            "steps": self.total,
+            "data": self.corpus.store.meta["sources"],
+            "store": str(self.corpus.store.path),
+            "steps": self.pacing.total,
+            "world_size": self.world.size,
         }
         announce.title(self)
         self.tracker = track.open(
-            cfg.train.track,
+            cfg.train.track if self.world.leads else [],
             self.path,
             {**facts, **self.tracked},
             {o.name: resume.value_of(cfg, o.path) for o in options(type(cfg)) if o.meta["save"]},
@@ -353,34 +321,47 @@ class Session:
     # ------------------------------------------------------------------------------------------ the run
 
     def _fit(self) -> Result:
+        trainer = self._trainer()
+        if self.saved is not None:
+            self._go_on(trainer)
+        last = trainer.fit()
+        return self._finish(last)
+
+    def _trainer(self) -> Trainer:
+        """All pieces put together."""
         from minigpt.core.data.source import PackedSource
         from minigpt.core.train.losses import next_token
         from minigpt.core.train.optim import Optimizer
         from minigpt.core.train.trainer import Hooks, Trainer
         from minigpt.stages.validation import Validation
 
-        cfg = self.cfg
+        cfg, pacing, world = self.cfg, self.pacing, self.world
         source = PackedSource(
-            self.store,
-            self.plan,
-            rows_per_step=self.rows_per_step,
-            micro_rows=self.micro_rows,
+            self.corpus.store,
+            self.corpus.plan,
+            rows_per_step=pacing.rows_per_step,
+            micro_rows=pacing.micro_rows,
             seed=cfg.device.seed,
-            epochs=self.epochs,
-            weights=self.store.weights,
+            epochs=pacing.epochs,
+            weights=self.corpus.store.weights,
             pad_id=self.tokenizer.pad_id,
+            rank=world.rank,
+            world=world.size,
+            fixed=world.size > 1 and (cfg.train.parallel == "fsdp" or cfg.train.compile),
         )
         validation = Validation(self)
-        trainer = Trainer(
+        flops, peak = announce.operations(self)
+        return Trainer(
             model=self.model,
             masters=self.masters,
             optimizer=Optimizer(self.masters.named, cfg.optim),
-            schedule=self.schedule,
+            schedule=pacing.schedule,
             source=source,
             step=next_token,
             run=self.log,
             runtime=self.runtime,
-            pace=self.pace,
+            parallel=self.parallel,
+            pace=pacing.pace,
             hooks=Hooks(
                 self._write_model,
                 validation.scores if validation.batches else None,
@@ -388,49 +369,48 @@ class Session:
                 self._check_first_loss,
                 {"fingerprints": self._fingerprints(), "stage": self.job.stage},
                 self.tracker,
+                flops,
+                peak,
             ),
             report=self.report,
         )
-        if self.saved is not None:
-            self._go_on(trainer)
-        last = trainer.fit()
-        return self._finish(last)
 
     def _fingerprints(self) -> dict[str, Any]:
         """What must be the same for a run to go on as itself."""
         shape = json.dumps(self.model.config.to_hf(), sort_keys=True)
         return {
-            "data": self.store.fingerprint,
+            "data": self.corpus.store.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "model": hashlib.sha256(shape.encode()).hexdigest(),
-            "rows_per_step": self.rows_per_step,
+            "rows_per_step": self.pacing.rows_per_step,
         }
 
     def _check_resume(self) -> None:
         """Refuse before anything of the run is touched."""
         resume.compare(self.saved.state["fingerprints"], self._fingerprints(), self.cfg.train.allow_changes)
-        if self.total < self.saved.step:
+        if self.pacing.total < self.saved.step:
             raise UsageError(
-                f"the run is at step {self.saved.step:,} already, beyond the {self.total:,} asked for",
+                f"the run is at step {self.saved.step:,} already, beyond the {self.pacing.total:,} asked for",
                 fix="ask for more, or go back to an earlier step with --resume RUN/step-…",
             )
 
-    def _go_on(self, trainer: Any) -> None:
+    def _go_on(self, trainer: Trainer) -> None:
         """Take up the checkpoint; later steps, if any, are kept aside."""
         from minigpt.core.train import checkpoint
 
-        checkpoint.set_aside(self.path, self.saved.step, self.report)
+        if self.world.leads:
+            checkpoint.set_aside(self.path, self.saved.step, self.report)
         trainer.load(self.saved)
-        self.report.note(
-            "resume", f"step {self.saved.step:,} of {self.total:,}, lr {self.schedule(self.saved.step):.2g}"
-        )
+        lr = self.pacing.schedule(self.saved.step)
+        self.report.note("resume", f"step {self.saved.step:,} of {self.pacing.total:,}, lr {lr:.2g}")
+        self.log.event("resumed", f"at step {self.saved.step:,}", self.saved.step)
 
-    def _write_model(self, target: Path) -> None:
+    def _write_model(self, target: Path, weights: dict[str, Tensor]) -> None:
         from minigpt.core.models import folder
 
         folder.write(
             target,
-            self.masters.named,
+            weights,
             self.model.config,
             bos_token_id=self.tokenizer.document_id,
             eos_token_id=list(self.tokenizer.eos_ids),
@@ -453,7 +433,7 @@ class Session:
         from minigpt.core.train.checkpoint import pointer
 
         rows = self.log.rows()
-        metrics = {k: v for k, v in (rows[-1] if rows else {}).items() if k not in ("tok_s", "mem_gb")}
+        metrics = {k: v for k, v in (rows[-1] if rows else {}).items() if k not in ("tok_s", "mem_gb", "mfu")}
         self.log.finish("done", metrics=metrics)
         best = pointer(self.path, "best")
         mark = " (best)" if best == last.name else f" (best: {best})" if best else ""
@@ -465,7 +445,6 @@ class Session:
         )
 
 
-PIPE_AGAIN = "start a new run with another --out, and pipe the same data into it"
 NEXT = {
     "pretrain": "minigpt sft -m {run} -d conversations.jsonl      minigpt generate -m {run} -p …",
     "sft": "minigpt chat -m {run}      minigpt eval -m {run} -d held-out.jsonl",

@@ -19,12 +19,19 @@ MOST_BYTES = 30e6  # of text that a tokenizer is trained on: more changes few me
 
 
 def choose(
-    kind: str, cfg: Any, origins: dict[str, str], run: Path, saved: Path | None, report: Report
+    kind: str,
+    cfg: Any,
+    origins: dict[str, str],
+    run: Path,
+    saved: Path | None,
+    report: Report,
+    settled: tuple[str | None] | None = None,
 ) -> tuple[Tokenizer, str]:
     """The tokenizer of a run, and a note on it for the run's first lines.
 
     kind: `text` or `chat`, which needs a chat template. saved: the checkpoint that is resumed; its tokenizer stays.
     Else --tokenizer, else the model's, else one trained on the data and kept in the run directory.
+    settled: the chat template that another process of this run has chosen.
     """
     own, note = run / "tokenizer", ""
     if saved is not None:
@@ -38,7 +45,9 @@ def choose(
     else:
         tokenizer = _train(cfg, origins, own, report)
         note = f"{tokenizer.vocab_size:,} BPE trained here"
-    if kind == "chat":
+    if settled is not None:
+        [tokenizer.chat_template] = settled
+    elif kind == "chat":
         _give_template(tokenizer, cfg)
     elif not cfg.model:
         tokenizer.chat_template = None  # a base model does not know how to chat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from minigpt.core.data.batch import IGNORED
@@ -23,24 +24,30 @@ class Validation:
         from minigpt.core.data.source import eval_batches
 
         self.session = session
-        cfg = session.cfg
-        self.batches = list(
-            eval_batches(
-                session.val_store,
+        cfg, corpus, world = session.cfg, session.corpus, session.world
+
+        def held_out(rank: int = 0, world: int = 1) -> Iterator[Batch]:
+            return eval_batches(
+                corpus.val_store,
                 max_len=cfg.data.max_len,
                 max_rows=cfg.train.eval_rows,
-                micro_rows=session.micro_rows,
-                split=session.val_split,
+                micro_rows=session.pacing.micro_rows,
+                split=corpus.val_split,
                 pad_id=session.tokenizer.pad_id,
+                rank=rank,
+                world=world,
             )
-        )
-        self.prompts = self._prompts()
+
+        self.batches = list(held_out(world.rank, world.size))
+        self.prompts = self._prompts(next(held_out(), None))
 
     def scores(self) -> dict[str, float]:
-        from minigpt.core.eval.harness import evaluate
+        from minigpt.core.eval.harness import Sums, evaluate
 
         s = self.session
-        found = evaluate(s.model, self.batches, s.tokenizer.token_bytes, s.runtime.device)
+        mine = evaluate(s.model, self.batches, s.tokenizer.token_bytes, s.runtime.device)
+        nll, tokens, text_nll, size = s.world.sum([mine.nll, mine.tokens, mine.text_nll, mine.bytes])
+        found = Sums(nll, int(tokens), text_nll, int(size))
         return {"val_loss": found.loss, "val_ppl": found.perplexity, "val_bpb": found.bits_per_byte}
 
     def samples(self, step: int) -> list[dict[str, Any]]:
@@ -54,7 +61,8 @@ class Validation:
         s.model.eval()
         engine = Engine(s.model, s.tokenizer)
         params = SamplingParams(max_tokens=60, temperature=0.7, top_p=0.95, seed=s.cfg.device.seed)
-        done = engine.generate([ids for _, ids in self.prompts], params)
+        with s.parallel.generating():
+            done = engine.generate([ids for _, ids in self.prompts], params)
         s.model.train()
         rows: list[dict[str, Any]] = [
             {
@@ -68,13 +76,13 @@ class Validation:
         s.report.note("sample", f"{_short(rows[0]['prompt'], QUESTION)} → {_short(rows[0]['text'], ANSWER)}")
         return rows
 
-    def _prompts(self) -> list[tuple[str, list[int]]]:
+    def _prompts(self, first: Batch | None) -> list[tuple[str, list[int]]]:
         """(text to show, token ids) of each sample prompt: the given ones, else beginnings of validation documents."""
         from minigpt.core.data.chat import render
 
         s = self.session
         if not s.cfg.train.sample_prompt:
-            return [found for batch in self.batches[:1] for found in self._beginnings(batch)][:SHOWN]
+            return self._beginnings(first)[:SHOWN] if first is not None else []
         if s.job.kind == "text":
             return [(p, [s.tokenizer.document_id, *s.tokenizer.encode(p)]) for p in s.cfg.train.sample_prompt]
         return [

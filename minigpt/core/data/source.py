@@ -203,11 +203,24 @@ def _learnable(store: Store, docs: Ints, max_len: int) -> tuple[Ints, tuple[str,
 
 
 def eval_batches(
-    store: Store, *, max_len: int, max_rows: int, micro_rows: int, pad_id: int, split: str = "val", long: str = "split"
+    store: Store,
+    *,
+    max_len: int,
+    max_rows: int,
+    micro_rows: int,
+    pad_id: int,
+    split: str = "val",
+    long: str = "split",
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Batch]:
-    """Up to `max_rows` packed rows of a store's `split`, always the same ones in the same order."""
+    """Up to `max_rows` packed rows of a store's `split`, always the same ones in the same order.
+
+    rank, world: the share of one of several processes. All get equally many batches; the last ones may be empty.
+    """
     rows = plan_rows(store, split, max_len, long=long, most=max_rows)
     reader = RowReader(store, rows, pad_id)
     count = min(len(rows), max_rows)
-    for i in range(0, count, micro_rows):
-        yield reader.batch([(k, k) for k in range(i, min(i + micro_rows, count))])
+    for first in range(0, count, micro_rows * world):
+        mine = range(first + rank * micro_rows, min(first + (rank + 1) * micro_rows, count))
+        yield reader.batch([(k, k) for k in mine] or [(None, None)])

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minigpt.core.errors import DataError, UsageError
-from minigpt.core.files import disk_error, new_dir, read_json, sha256, write_atomic, write_json
+from minigpt.core.files import FULL, disk_error, new_dir, read_json, sha256, write_atomic, write_json
 from minigpt.core.report import Report
 
 FORMAT = 1  # of trainer/state.json; an older reader must refuse a newer one
@@ -64,7 +64,7 @@ def save(
     """Write one step directory and make it the run's `latest`. Returns its path.
 
     write_model: fills a directory with the model folder (weights, config, tokenizer).
-    DataError (exit 3) when the disk refuses; earlier steps are untouched then.
+    DataError (exit 3) when the disk refuses, with the bytes it was to take; earlier steps are untouched then.
     """
     path = step_dir(run, step)
     try:
@@ -78,11 +78,35 @@ def save(
             (trainer / "state.json").write_text(text + "\n", encoding="utf-8")
             seal(work)
         write_atomic(run / "latest", path.name + "\n")
-    except OSError as e:
-        raise disk_error(e, path) from e
-    except SafetensorError as e:  # a full disk reaches us through the writer of tensors, too
-        raise DataError(f"could not write {path}: {e}", fix="check the free space of this disk, then --resume") from e
+    except (OSError, SafetensorError, DataError) as e:
+        cause = _refusal(e)
+        if cause is None:
+            raise
+        fault = disk_error(cause, path)
+        if cause.errno in FULL:
+            fault.found = _room(run, [*optim.values(), *rng.values()])
+        raise fault from e
     return path
+
+
+def _refusal(e: BaseException) -> OSError | None:
+    """What the system answered, whichever way it reached us: bare, as one of our errors, or as text of safetensors."""
+    if isinstance(e, SafetensorError) and (found := re.search(r"([^:]+) \(os error (\d+)\)", str(e))):
+        code = int(found[2])
+        return OSError(code, found[1].strip(), None, code)  # Windows counts its own way, and reads the last one
+    if isinstance(e, DataError):
+        e = e.__cause__ or e
+    return e if isinstance(e, OSError) else None
+
+
+def _room(run: Path, tensors: list[Tensor]) -> str:
+    """How much a step takes, by the newest one or else by what is known of it, and how much the disk has left."""
+    for _, folder in steps(run):
+        need = f"{sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()):,} bytes, as {folder.name} does"
+        break
+    else:
+        need = f"more than {sum(t.nbytes for t in tensors):,} bytes"
+    return f"it needs {need}; the disk has {shutil.disk_usage(run).free:,} bytes free"
 
 
 def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,21 +152,33 @@ def fault(folder: Path) -> str | None:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Read a step directory whose manifest holds. DataError when the format is newer than this program."""
+    """Read a step directory whose manifest holds.
+
+    DataError when the format is newer than this program, and for a file that is no safetensors file, such as a pickle:
+    whoever put it there under a manifest of its own meant it to be read, so no older step takes its place.
+    """
     state = read_json(folder / "trainer" / "state.json")
-    if state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise DataError(
-            f"{folder} has checkpoint format {state.get('format')}; this version reads {FORMAT}",
+            f"{folder} has checkpoint format {found}; this version reads {FORMAT}",
             fix="resume with the version of minigpt that wrote it (see run.json)",
         )
     return Checkpoint(
         step=state["step"],
         path=folder,
-        weights=load_file(folder / "model.safetensors"),
-        optim=load_file(folder / "trainer" / "optim.safetensors"),
-        rng=load_file(folder / "trainer" / "rng.safetensors"),
+        weights=_tensors(folder / "model.safetensors"),
+        optim=_tensors(folder / "trainer" / "optim.safetensors"),
+        rng=_tensors(folder / "trainer" / "rng.safetensors"),
         state=state,
     )
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise DataError(f"{path} is not a safetensors file", found=str(e), fix="nothing else is ever read") from e
 
 
 def load_newest(run: Path, report: Report, at: int | None = None) -> Checkpoint | None:
@@ -152,14 +188,17 @@ def load_newest(run: Path, report: Report, at: int | None = None) -> Checkpoint 
     A damaged step is named in a warning and the one before it is used. All damaged or gone: DataError, never from zero.
     """
     clear_unfinished(run)
+    named = pointer(run, "latest")
     damaged = []
     if at is not None and not step_dir(run, at).is_dir():
         have = ", ".join(str(s) for s, _ in reversed(steps(run)))
         raise UsageError(f"{run} has no checkpoint of step {at}", fix=f"it has steps {have}" if have else None)
-    if not steps(run) and (named := pointer(run, "latest")):
+    if not steps(run) and named:
         raise DataError(
             f"the checkpoints of {run} are gone", found=f"`latest` names {named}", fix="start again with --overwrite"
         )
+    if at is None and named and _STEP.fullmatch(named) and not (run / named).is_dir():
+        report.warn(f"{run / named} is gone", fix="using the step before it")
     for number, folder in steps(run):
         if at is not None and number > at:
             continue
@@ -189,10 +228,16 @@ def _unfinished(run: Path) -> Iterator[Path]:
 
 
 def set_aside(run: Path, step: int, report: Report) -> None:
-    """Take the steps after `step` out of the run's line, so that it goes on from there. They stay as `aside-step-…`."""
-    for number, folder in steps(run):
-        if number > step and fault(folder) is None:
-            target = folder.with_name(f"aside-{folder.name}")
+    """Take the steps after `step` out of the run's line, so that it goes on from there.
+
+    They stay as `aside-step-…`, damaged ones as `damaged-step-…`: left in the line, a damaged one would count as the
+    newest, and `prune` would delete good ones for it.
+    """
+    later = [folder for number, folder in steps(run) if number > step]
+    if later:
+        write_atomic(run / "latest", step_dir(run, step).name + "\n")
+        for folder in later:
+            target = folder.with_name(f"{'damaged' if fault(folder) else 'aside'}-{folder.name}")
             shutil.rmtree(target, ignore_errors=True)
             folder.rename(target)
             report.note("aside", f"{folder.name} is kept as {target}")
@@ -204,7 +249,10 @@ def prune(run: Path, keep: int) -> None:
     for _, folder in steps(run)[keep:]:
         if folder.name not in kept:
             gone = folder.with_name(f".{folder.name}.old")
-            folder.rename(gone)  # first out of sight, so that a crash leaves no half step
+            try:
+                folder.rename(gone)  # first out of sight, so that a crash leaves no half step
+            except OSError as e:
+                raise disk_error(e, folder) from e
             shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -212,5 +260,5 @@ def pointer(run: Path, name: str) -> str | None:
     """The step directory name in the text file `latest`, `best` or `flat`."""
     try:
         return (run / name).read_text(encoding="utf-8").strip() or None
-    except OSError:
+    except (OSError, ValueError):
         return None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from minigpt.core.train.guard import History
 
 FADING = 0.98  # what a step counts for the estimate of the time left, for each one that came after it
 
@@ -36,41 +39,51 @@ class Counters:
     loss_scale: float = 65536.0  # float16 only
     good_steps: int = 0  # since the loss scale last changed
     window: Window = field(default_factory=Window)
+    history: History = field(default_factory=History)  # filled when spikes are watched for
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Counters:
-        return cls(**{**state, "window": Window(**state["window"])})
+        parts = {"window": Window(**state["window"]), "history": History(**state.get("history", {}))}
+        return cls(**{**state, **parts})
+
+
+class Rates(NamedTuple):
+    """What was done in a second."""
+
+    tokens: float  # by all processes
+    flops: float  # by this one
 
 
 class Clock:
-    """Tokens a second of the training steps alone; evaluation and saving are paused out."""
+    """What the training steps do in a second; evaluation and saving are paused out."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.tokens = 0
-        self.steps = 0
+        self.flops = 0.0
         self._since: float | None = None
         self._recent = [0.0, 0.0]  # seconds and steps, older ones counting less
 
     def start(self) -> None:
         self._since = time.perf_counter()
 
-    def stop(self, tokens: int) -> None:
+    def stop(self, tokens: int, flops: float = 0.0) -> None:
         assert self._since is not None
         spent = time.perf_counter() - self._since
         self.seconds += spent
         self.tokens += tokens
-        self.steps += 1
+        self.flops += flops
         self._recent = [self._recent[0] * FADING + spent, self._recent[1] * FADING + 1]
 
-    def rate(self) -> float:
-        """Tokens a second since the last call."""
-        value = self.tokens / self.seconds if self.seconds else 0.0
-        self.seconds, self.tokens, self.steps = 0.0, 0, 0
-        return value
+    def rates(self) -> Rates:
+        """Since the last call."""
+        seconds = self.seconds or math.inf
+        found = Rates(self.tokens / seconds, self.flops / seconds)
+        self.seconds, self.tokens, self.flops = 0.0, 0, 0.0
+        return found
 
     def eta(self, steps_left: int) -> float:
         """Seconds that `steps_left` more steps will take, at the pace of the last hundred or so."""

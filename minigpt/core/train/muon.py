@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt.core.train.sharded import is_sharded, part, whole
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic of the Muon post: fast at the price of 0.7..1.2 singular values
 
 
@@ -49,15 +51,15 @@ class Muon(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             stacks: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    stacks[tuple(p.shape)].append(p)
-            for (rows, columns), params in stacks.items():
-                update = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in params]))
+            for i, p in enumerate(group["params"]):
+                if p.grad is not None:  # sharded matrices are gathered one by one: the whole model fits nowhere
+                    stacks[(*p.shape, i) if is_sharded(p) else tuple(p.shape)].append(p)
+            for (rows, columns, *_), params in stacks.items():
+                update = orthogonalise(torch.stack([whole(self._momentum(p, group["momentum"])) for p in params]))
                 scale = 0.2 * max(rows, columns) ** 0.5  # root mean square of AdamW's update is about 0.2
                 for p, u in zip(params, update, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(u.to(p.dtype), alpha=-group["lr"] * scale)
+                    p.add_(part(u.to(p.dtype), p), alpha=-group["lr"] * scale)
 
     def _momentum(self, p: Tensor, momentum: float) -> Tensor:
         """Nesterov momentum of one matrix, (M, N)."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from minigpt.core.errors import DataError
 from minigpt.core.groups import OptimConfig
 from minigpt.core.train.muon import Muon
+from minigpt.core.train.sharded import part
 
 
 class Masters:
@@ -23,6 +24,7 @@ class Masters:
         self.model = model
         self.named: dict[str, Tensor] = {}
         self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+        self._joined: Tensor | None = None
         for name, p in model.named_parameters():
             if not p.requires_grad:
                 continue
@@ -44,7 +46,21 @@ class Masters:
     def gradients(self) -> list[Tensor]:
         return [m.grad for m in self.named.values() if m.grad is not None]
 
+    def join_gradients(self) -> Tensor:
+        """Let all gradients lie in one buffer, in the order of the names, so that one reduction serves them all.
+
+        Returns the buffer, float32.
+        """
+        sizes = [m.numel() for m in self.named.values()]
+        self._joined = torch.zeros(sum(sizes), device=next(iter(self.named.values())).device)
+        for m, piece in zip(self.named.values(), self._joined.split(sizes), strict=True):
+            m.grad = piece.view_as(m)
+        return self._joined
+
     def zero_grad(self) -> None:
+        if self._joined is not None:
+            self._joined.zero_()
+            return
         for m in self.named.values():
             m.grad = None
 
@@ -52,7 +68,7 @@ class Masters:
     def load(self, state: dict[str, Tensor]) -> None:
         """Copy `state` in by name. Names were checked by the checkpoint."""
         for name, master in self.named.items():
-            master.copy_(state[name])
+            master.copy_(part(state[name], master))
         self.publish()
 
 
@@ -96,17 +112,17 @@ class Optimizer:
         self._names = names
 
     def step(self, lr: float) -> None:
-        for part in self.parts:
-            for g in part.param_groups:
+        for optimizer in self.parts:
+            for g in optimizer.param_groups:
                 g["lr"] = lr
-            part.step()
+            optimizer.step()
 
     def state_dict(self) -> dict[str, Tensor]:
         """`<parameter>/<field>` → tensor."""
         return {
             f"{self._names[id(p)]}/{key}": torch.as_tensor(value)
-            for p, part in self._parameters()
-            for key, value in part.state[p].items()
+            for p, optimizer in self._parameters()
+            for key, value in optimizer.state[p].items()
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -120,20 +136,27 @@ class Optimizer:
                 f"the optimizer state does not fit this model: it has {unknown[0]}, which the model has not",
                 fix="resume with the same --optimizer and model, or start a new run with --model",
             )
-        for p, part in self._parameters():
+        for p, optimizer in self._parameters():
             own = fields.get(self._names[id(p)], {})
             for value in own.values():
                 if value.ndim and value.shape != p.shape:
                     raise DataError(f"the optimizer state of {self._names[id(p)]} has another shape than the weight")
             if own:
-                part.state[p] = {k: v.clone().to(p.device if v.ndim or _fused(self.named) else "cpu")
-                                 for k, v in own.items()}  # fmt: skip
+                optimizer.state[p] = {k: self._placed(v, p) for k, v in own.items()}
+
+    def _placed(self, value: Tensor, p: Tensor) -> Tensor:
+        """A loaded value where the optimizer wants it: moments beside their weight; a step count, which is a number,
+        beside it only for the fused step.
+        """
+        if value.ndim:
+            return part(value.to(p.device, copy=True), p)
+        return value.to(p.device if _fused(self.named) else "cpu", copy=True)
 
     def _parameters(self) -> Iterator[tuple[Tensor, torch.optim.Optimizer]]:
-        for part in self.parts:
-            for g in part.param_groups:
+        for optimizer in self.parts:
+            for g in optimizer.param_groups:
                 for p in g["params"]:
-                    yield p, part
+                    yield p, optimizer
 
 
 def _in_block(name: str) -> bool:

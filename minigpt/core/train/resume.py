@@ -20,7 +20,7 @@ T = TypeVar("T")
 FREE = {
     "device", "batch_size", "save_every", "keep", "log_every", "eval_every", "eval_rows", "sample_prompt", "max_time",
     "compile", "grad_checkpoint", "out", "resume", "overwrite", "allow_changes", "config", "json", "quiet", "verbose",
-    "show_config", "track",
+    "show_config", "track", "nproc", "nnodes", "rdzv", "parallel", "rank_timeout", "save_failure",
 }  # fmt: skip
 # May differ, and the difference is printed: the run becomes longer or shorter, or a file has moved. Whether what was
 # trained on is still the same is decided by its content (`compare`).
@@ -34,6 +34,10 @@ class Place:
     path: Path
     resuming: bool
     from_step: int | None = None  # a step directory was named: go on from there
+
+    def to_json(self) -> tuple[str, bool, int | None]:
+        """The fields in order, for other processes."""
+        return str(self.path), self.resuming, self.from_step
 
 
 def place(stage: str, out: str | None, resume: str | None) -> Place:

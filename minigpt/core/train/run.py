@@ -18,17 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.core.errors import DataError, UsageError
-from minigpt.core.files import disk_error, read_json, write_atomic, write_json
+from minigpt.core.files import FULL, disk_error, read_json, write_atomic, write_json
 from minigpt.core.models.folder import resolve
 
 
 @dataclass
 class Run:
-    """An open run directory. Rows of the logs are appended and flushed one at a time."""
+    """An open run directory. Rows of the logs are appended and flushed one at a time.
+
+    patient: a row that a full disk refuses is kept, and written before the next one once there is room again.
+    """
 
     path: Path
     info: dict[str, Any] = field(default_factory=dict)
+    patient: bool = False
     _sessions: list[dict[str, Any]] = field(default_factory=list)
+    _events: list[dict[str, Any]] = field(default_factory=list)
+    _waiting: dict[str, list[str]] = field(default_factory=dict)  # lines of each log that are not on the disk yet
 
     # ---- lifecycle
 
@@ -42,15 +48,29 @@ class Run:
         if not self.info:
             old = read_json(self.path / "run.json") if (self.path / "run.json").exists() else {}
             self._sessions = [*old.get("sessions", []), {"started": now(), "argv": info["argv"]}]
+            self._events = [*old.get("events", []), *self._events]
         facts = {k: v for k, v in info.items() if k != "argv"}
-        self.info = {**machine(), **facts, "status": "running", "sessions": self._sessions}
+        self.info = {**machine(), **facts, "status": "running", "sessions": self._sessions, "events": self._events}
         write_json(self.path / "run.json", self.info)
 
     def finish(self, status: str, **facts: Any) -> None:
-        """status: done, stopped or failed."""
+        """status: done, stopped or failed. A run that failed has its own error to tell: no other one is raised then."""
         self.info.update(status=status, **facts)
         self._sessions[-1]["ended"] = now()
-        write_json(self.path / "run.json", self.info)
+        with contextlib.suppress(*([DataError] if status == "failed" else [])):
+            write_json(self.path / "run.json", self.info)
+            for name in self._waiting:
+                self._write_waiting(name)
+
+    def event(self, kind: str, text: str, step: int | None = None) -> None:
+        """Note in run.json, for good, what befell the run. kind: one word. step: optimizer step, None = outside of one.
+
+        Never an error: what the disk refuses now goes with the next event, or with `finish`.
+        """
+        self._events.append({"time": now(), "kind": kind, "step": step, "text": text})
+        if self.info:  # before `start` there is nothing to write it into
+            with contextlib.suppress(DataError):
+                write_json(self.path / "run.json", self.info)
 
     def abandon(self) -> None:
         """Take back a run that ended before its first step."""
@@ -60,21 +80,35 @@ class Run:
     # ---- logs
 
     def log(self, row: dict[str, Any], name: str = "metrics") -> None:
-        """Append one JSON line to `<name>.jsonl`."""
+        """Append one JSON line to `<name>.jsonl`. DataError when the disk refuses it, unless the run is patient."""
+        self._waiting.setdefault(name, []).append(json.dumps(row, ensure_ascii=False) + "\n")
+        try:
+            self._write_waiting(name)
+        except DataError as e:
+            if not (self.patient and isinstance(e.__cause__, OSError) and e.__cause__.errno in FULL):
+                raise
+
+    def _write_waiting(self, name: str) -> None:
+        if not self._waiting.get(name):
+            return
         path = self.path / f"{name}.jsonl"
         try:
-            with open(path, "a", encoding="utf-8") as f:
-                f.write(json.dumps(row, ensure_ascii=False) + "\n")
+            append(path, "".join(self._waiting[name]))
         except OSError as e:
             raise disk_error(e, path) from e
+        self._waiting[name] = []
 
     def sync_logs(self) -> None:
-        """Make logged rows durable: called before a checkpoint claims their steps."""
+        """Make logged rows durable: called before a checkpoint claims their steps. DataError when the disk refuses."""
         for name in ("metrics", "samples"):
+            self._write_waiting(name)
             path = self.path / f"{name}.jsonl"
             if path.exists():
-                with open(path, "rb+") as f:
-                    os.fsync(f.fileno())
+                try:
+                    with open(path, "rb+") as f:
+                        os.fsync(f.fileno())
+                except OSError as e:
+                    raise disk_error(e, path) from e
 
     def rows(self, name: str = "metrics") -> list[dict[str, Any]]:
         """Complete rows of a log, in order. A line cut short by a crash is left out."""
@@ -96,6 +130,19 @@ class Run:
             if path.exists():
                 kept = [row for row in self.rows(name) if row.get("step", 0) <= step]
                 write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+
+
+def append(path: Path, text: str) -> None:
+    """Write at the end of a file: all of it, or, when OSError is raised, nothing."""
+    with open(path, "ab", buffering=0) as f:
+        size, data = f.seek(0, os.SEEK_END), memoryview(text.encode("utf-8"))
+        try:
+            while data:
+                data = data[f.write(data) :]  # a disk that fills up takes a part first
+        except OSError:
+            with contextlib.suppress(OSError):
+                f.truncate(size)
+            raise
 
 
 def now() -> str:

@@ -15,10 +15,12 @@ from minigpt.core.report import Report
 from minigpt.core.runtime import Runtime, seed_all
 from minigpt.core.train import checkpoint
 from minigpt.core.train.losses import StepOutput
-from minigpt.core.train.optim import Masters, Optimizer
+from minigpt.core.train.optim import Optimizer
+from minigpt.core.train.parallel import Alone
 from minigpt.core.train.run import Run
 from minigpt.core.train.schedule import Schedule
 from minigpt.core.train.trainer import Hooks, Pace, Trainer
+from minigpt.core.world import World
 
 WALL_CLOCK = {"tok_s", "mem_gb"}
 
@@ -27,7 +29,7 @@ class Numbers:
     """Row k holds four numbers that depend on k alone; ragged labels, so that units differ."""
 
     def __init__(self, rows=6, micro=2, poison=()):
-        self.rows, self.micro, self.poison, self.step = rows, micro, set(poison), 0
+        self.rows, self.micro_rows, self.poison, self.step = rows, micro, set(poison), 0
 
     @property
     def epoch(self):
@@ -37,7 +39,7 @@ class Numbers:
         first = self.step * self.rows
         ids = list(range(first, first + self.rows))
         self.step += 1
-        return [self.batch(ids[i : i + self.micro]) for i in range(0, self.rows, self.micro)]
+        return [self.batch(ids[i : i + self.micro_rows]) for i in range(0, self.rows, self.micro_rows)]
 
     def batch(self, ids):
         x = torch.tensor([[(7 * k + 3 * j) % 11 for j in range(4)] for k in ids])
@@ -75,14 +77,16 @@ def make(path, *, total=20, source=None, report=None, clip=1.0, on_eval=None, no
     path.mkdir(exist_ok=True, parents=True)
     seed_all(0)
     model = Toy()
-    masters = Masters(model, dtype)
+    runtime = Runtime(torch.device("cpu"), dtype)
+    parallel = Alone(World(), runtime)
+    masters = parallel.masters(model)
     run = Run(path)
     run.start("", {"argv": []})
 
-    def write_model(folder):
+    def write_model(folder, weights):
         from safetensors.torch import save_file
 
-        save_file({k: v.detach().contiguous() for k, v in masters.named.items()}, folder / "model.safetensors")
+        save_file({k: v.detach().contiguous() for k, v in weights.items()}, folder / "model.safetensors")
 
     evaluate = None
     if on_eval is not None:
@@ -98,7 +102,8 @@ def make(path, *, total=20, source=None, report=None, clip=1.0, on_eval=None, no
         source=source or Numbers(),
         step=step,
         run=run,
-        runtime=Runtime(torch.device("cpu"), dtype),
+        runtime=runtime,
+        parallel=parallel,
         pace=Pace(**{"total": total, "log": 3, "eval": 5, "save": 4, "keep": 3, "clip": clip, **pace}),
         hooks=Hooks(write_model, evaluate, on_eval),
         report=report or Report(),

@@ -1,0 +1,245 @@
+"""Several processes that train one model: who they are, and what they agree on.
+
+Rank 0 leads: it decides, writes and speaks. Short messages go through the rendezvous' key-value store, where waiting
+has no time limit (tokenising takes as long as it takes); numbers go through the process group, whose limit catches a
+process that hangs. One process alone is a World too, and for it nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from minigpt.core.errors import Elsewhere, Exit, MinigptError, RankLost
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+POLL = 0.02  # seconds between two looks at the store
+AGREED = (Exit.STOPPED, Exit.DIVERGED)  # every process comes to these ends by itself
+FAREWELL = 120.0  # seconds that a finished process waits for the others before it leaves
+
+
+@dataclass
+class World:
+    """This process among the others. rank: 0 … size - 1, over all machines; local_rank: on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    timeout: float = 300.0  # seconds a collective may take
+    _store: Any = None
+    _rounds: int = 0
+    _parted: bool = False  # all know that the work has failed
+
+    @classmethod
+    def open(cls, device: str = "auto", timeout: float = 300.0) -> World:
+        """Join the others, as torchrun's environment variables describe them. Alone when there are none."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        import torch
+        import torch.distributed as dist
+
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        gpu = torch.cuda.is_available() and (device == "auto" or device.startswith("cuda"))
+        if gpu and local < torch.cuda.device_count():  # else the device is refused later, in words
+            torch.cuda.set_device(local)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout),
+        )
+        return cls(rank, size, local, timeout, dist.PrefixStore("minigpt", store))
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    # ------------------------------------------------------------------------------------------ work and its outcome
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do `work` in every process and wait for all. When it fails in one, it fails in all: rank 0 tells why."""
+        return self._round(work, ())
+
+    def first(self, work: Callable[[], T]) -> T:
+        """Like `together`, but rank 0 does it first, then one process a machine, then the others: what the first
+        leaves on disk serves the rest.
+        """
+        if self.leads:
+            return self._round(work, ())
+        mine = self.rank - self.local_rank  # torchrun numbers the processes machine by machine
+        return self._round(work, (0,) if mine in (0, self.rank) else (0, mine))
+
+    def share(self, decide: Callable[[], T]) -> T:
+        """What rank 0 decides, as plain JSON, in every process."""
+        if self.size == 1:
+            return decide()
+        key = f"share/{self._rounds}"
+
+        def tell() -> T:
+            value = decide()
+            self._store.set(key, json.dumps(value))
+            return value
+
+        self.together(tell if self.leads else lambda: None)
+        return json.loads(self._store.get(key))
+
+    def _round(self, work: Callable[[], T], after: tuple[int, ...]) -> T:
+        if self.size == 1:
+            return work()
+        name, self._rounds = f"round/{self._rounds}", self._rounds + 1
+        for rank in after:
+            if self._outcome(name, rank) is not None:
+                self._tell(name, Elsewhere(Exit.BUG, ""))
+                return self._failed(name)
+        try:
+            value = work()
+        except BaseException as e:
+            self._tell(name, e)
+            if isinstance(e, MinigptError):
+                return self._failed(name, e)
+            raise
+        self._store.set(f"{name}/{self.rank}", "null")
+        if any(self._outcome(name, rank) is not None for rank in range(self.size)):
+            return self._failed(name)
+        return value
+
+    def _tell(self, name: str, e: BaseException) -> None:
+        self._store.set(f"{name}/{self.rank}", json.dumps(_facts(e)))
+
+    def _outcome(self, name: str, rank: int) -> dict[str, Any] | None:
+        """What became of a round in another process: None = it went well."""
+        key = f"{name}/{rank}"
+        while not self._store.check([key]):
+            time.sleep(POLL)
+        return json.loads(self._store.get(key))
+
+    def _failed(self, name: str, own: MinigptError | None = None) -> Any:
+        """Raise the fault of the first process that has one."""
+        self._parted = True
+        for rank in range(self.size):
+            told = self._outcome(name, rank)
+            if told is not None and told["message"]:
+                if rank == self.rank and own is not None and self.leads:
+                    raise own
+                raise _elsewhere(rank, told)
+        raise RankLost("another process of this run failed")
+
+    # ------------------------------------------------------------------------------------------ numbers
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over all processes, in float64 and the same bits everywhere."""
+        if self.size == 1:
+            return values
+        import torch
+
+        box = torch.tensor(values, dtype=torch.float64)
+        self.reduce(box)
+        return box.tolist()
+
+    def reduce(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all processes."""
+        import torch.distributed as dist
+
+        try:
+            dist.all_reduce(tensor)
+        except RuntimeError as e:
+            raise self.explain(e) or e from None
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all processes, by rank. They have one shape and lie in main memory."""
+        if self.size == 1:
+            return [tensor]
+        import torch
+        import torch.distributed as dist
+
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(found, tensor)
+        return found
+
+    # ------------------------------------------------------------------------------------------ the end
+
+    def explain(self, e: BaseException) -> MinigptError | None:
+        """A fault of the connection in words: who has gone, and why if it could still say so. None for other faults."""
+        if self.size == 1 or isinstance(e, MinigptError) or not _is_connection(e):
+            return None
+        deadline = time.monotonic() + 1.0  # whoever failed first has told already, or never will
+        while time.monotonic() < deadline:
+            for rank in range(self.size):
+                if rank != self.rank and self._store.check([f"fault/{rank}"]):
+                    return _elsewhere(rank, json.loads(self._store.get(f"fault/{rank}")))
+            time.sleep(POLL)
+        return RankLost(
+            "another process of this run has gone or does not answer",
+            found=" ".join(str(e).split())[-120:],
+            fix="the newest saved step stands: go on with --resume",
+        )
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: object) -> None:
+        """Leave together when all know the outcome; else leave word for those that will miss this process."""
+        if self.size == 1:
+            return
+        if e is None or self._parted or (isinstance(e, MinigptError) and e.code in AGREED):
+            self._leave()
+            return
+        fault = self.explain(e)
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"fault/{self.rank}", json.dumps(_facts(fault or e)))
+        if isinstance(e, MinigptError) and not isinstance(e, (Elsewhere, RankLost)):
+            e.message, e.local = f"rank {self.rank}: {e.message}", True
+        if fault is not None and fault is not e:
+            raise fault from e
+
+    def _leave(self) -> None:
+        """torchrun ends the others as soon as one process ends with a code of its own: so all wait for all."""
+        import torch.distributed as dist
+
+        try:
+            self._store.set(f"bye/{self.rank}", "")
+            deadline = time.monotonic() + FAREWELL
+            names = [f"bye/{rank}" for rank in range(self.size)]
+            while not self._store.check(names) and time.monotonic() < deadline:
+                time.sleep(POLL)
+            dist.destroy_process_group()
+        except RuntimeError:  # the machine that held the store is gone already
+            return
+
+
+def is_follower(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether this process is one of several and not the one that speaks."""
+    return (os.environ if environ is None else environ).get("RANK", "0") != "0"
+
+
+def _facts(e: BaseException) -> dict[str, Any]:
+    if isinstance(e, MinigptError):
+        return {"code": int(e.code), "message": e.message, "found": e.found, "fix": e.fix}
+    if isinstance(e, KeyboardInterrupt):
+        return {"code": int(Exit.ABORTED), "message": "interrupted", "found": None, "fix": None}
+    return {"code": int(Exit.BUG), "message": f"{type(e).__name__}: {e}", "found": None, "fix": None}
+
+
+def _elsewhere(rank: int, told: dict[str, Any]) -> Elsewhere:
+    message = told["message"] if rank == 0 else f"rank {rank}: {told['message']}"
+    return Elsewhere(Exit(told["code"]), message, found=told["found"], fix=told["fix"])
+
+
+def _is_connection(e: BaseException) -> bool:
+    """torch has classes for NCCL's and the store's faults; gloo's are bare and known by their words."""
+    import torch.distributed as dist
+
+    known = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+    words = ("gloo", "onnection", "Timed out")
+    return isinstance(e, known) or (isinstance(e, RuntimeError) and any(w in str(e) for w in words))

@@ -20,7 +20,7 @@ from typing import Any
 import typer
 
 import minigpt
-from minigpt.cli import flags
+from minigpt.cli import flags, launch
 from minigpt.cli.console import Console, OutputClosed
 from minigpt.cli.flags import HelpRequested, Request
 from minigpt.core.config import dump, values
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # machine; threads that never spin are a quarter slower when nothing does (docs/benchmarks.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    launch.register()
     words = list(sys.argv[1:] if argv is None else argv)
     typed = words[: words.index("--")] if "--" in words else words
     console = Console(json="--json" in typed, quiet=bool({"-q", "--quiet"} & {*typed}))
@@ -110,6 +111,14 @@ def _run(request: Request, words: list[str], console: Console) -> int:
         skip = {f.name for f in fields(CommonConfig)}
         console.page(dump(config, origins, everything=True, skip=skip).rstrip("\n"))
         return Exit.OK
+    if launch.wanted(asked):
+        from minigpt.stages.supervised import first_look
+
+        first_look(request.command.name, config)
+        code = launch.supervise(words, asked)
+        if code is not None:
+            return code
+        config.train.nproc = 1
     began = time.monotonic()
     result = request.command.run(config, Context(console, origins, ["minigpt", *words]))
     if not is_follower():

@@ -113,7 +113,7 @@ class Elsewhere(MinigptError):
 
     kind = "elsewhere"
 
-    def __init__(self, code: Exit, message: str, *, found: str | None = None, fix: str | None = None):
+    def __init__(self, message: str, *, found: str | None = None, fix: str | None = None, code: Exit = Exit.BUG):
         super().__init__(message, found=found, fix=fix)
         self.code = code
 

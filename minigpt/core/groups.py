@@ -163,7 +163,7 @@ class TrainConfig:
         None, "stop after this long (90s, 10m, 2h), saved and resumable", panel="Run", parse=duration, save=False
     )
     save_every: int | None = opt(None, "steps between checkpoints", panel="Run", low=1, shown="10 a run")
-    keep: int = opt(3, "checkpoints kept, besides the best", panel="Run", low=1)
+    keep: int = opt(3, "checkpoints kept, besides the best", panel="Run", low=1, advanced=True)
     save_failure: str = opt(
         "stop",
         "when the disk refuses a checkpoint: stop, or warn and go on to the next one",
@@ -189,7 +189,7 @@ class TrainConfig:
     nproc: int = opt(
         1,
         "processes on this machine; auto = one for each GPU",
-        panel="Scale",
+        panel="Run",
         low=0,
         metavar="N|auto",
         parse=processes,

@@ -100,7 +100,7 @@ class World:
         name, self._rounds = f"round/{self._rounds}", self._rounds + 1
         for rank in after:
             if self._outcome(name, rank) is not None:
-                self._tell(name, Elsewhere(Exit.BUG, ""))
+                self._tell(name, Elsewhere(""))
                 return self._failed(name)
         try:
             value = work()
@@ -233,7 +233,7 @@ def _facts(e: BaseException) -> dict[str, Any]:
 
 def _elsewhere(rank: int, told: dict[str, Any]) -> Elsewhere:
     message = told["message"] if rank == 0 else f"rank {rank}: {told['message']}"
-    return Elsewhere(Exit(told["code"]), message, found=told["found"], fix=told["fix"])
+    return Elsewhere(message, found=told["found"], fix=told["fix"], code=Exit(told["code"]))
 
 
 def _is_connection(e: BaseException) -> bool:

@@ -45,11 +45,21 @@ class Job:
 
 def train(job: Job) -> Result:
     """Run a job to its end, alone or as one of several processes. Result: the last step directory, and figures."""
+    if job.cfg.train.nproc != 1 and "RANK" not in os.environ:
+        raise UsageError("--nproc is the command line's", fix="run minigpt, or torchrun -m minigpt, from a shell")
     with World.open(job.cfg.device.device, job.cfg.train.rank_timeout) as world, ExitStack() as held:
         session = _opened(job, world, held)
         if not world.leads:
             session.job.context.report = Report()  # one process speaks
         return session.run()
+
+
+def first_look(stage: str, cfg: Any) -> None:
+    """Refuse what can be refused before any process is started: paths, and where the run is to be."""
+    place = resume.place(stage, cfg.train.out, cfg.train.resume)
+    preflight(cfg, place.resuming)
+    if cfg.train.out is not None:
+        make(place.path)
 
 
 def _opened(job: Job, world: World, held: ExitStack) -> Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -12,7 +13,8 @@ from minigpt.core.errors import Aborted
 
 
 class StopRequest:
-    """Set by a signal or by the clock; the training loop reads it between steps.
+    """Set by a signal, by the clock, or by the death of the process that started this one; the training loop reads it
+    between steps.
 
     max_seconds: None = no limit.
     """
@@ -22,6 +24,8 @@ class StopRequest:
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._max_seconds = max_seconds
         self._previous: dict[int, Any] = {}
+        self._first: int | None = None
+        self._parent = os.getppid() if under_torchrun() else None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
@@ -35,6 +39,10 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
+        if self._first is None:
+            self._first = number
+        elif under_torchrun() and number != self._first:
+            return  # torchrun answers any signal by SIGTERM to its processes, which may have had the signal as well
         if self.reason is not None:
             raise Aborted(f"stopped at once by a second {name}", fix="the newest saved step stands: use --resume")
         self.reason = name
@@ -42,4 +50,10 @@ class StopRequest:
     def __bool__(self) -> bool:
         if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = f"--max-time {self._max_seconds:g}s"
+        if self.reason is None and self._parent is not None and os.getppid() != self._parent:
+            self.reason = "the end of what started it"
         return self.reason is not None
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ

@@ -1,0 +1,130 @@
+"""`--nproc N`: the same command as N processes. torchrun's elastic agent starts and watches them, in this process.
+
+torchrun itself always answers 1, shows stack traces of its own, and kills what does not end within 30 seconds of a
+signal. Here the exit code is that of the processes, faults are told by the one that has them, and a signal is handed
+on once, so that they agree, save and end by themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from minigpt.core.errors import Aborted, Exit, MissingError, RankLost, UsageError
+from minigpt.core.machine import cores
+
+REGISTER = "MINIGPT_LAUNCH"  # directory in which every process leaves its number
+FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def wanted(asked: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> bool:
+    """Whether a command's options ask for several processes, and this is not one of them already."""
+    environ = os.environ if environ is None else environ
+    return "RANK" not in environ and (asked.get("nproc", 1) != 1 or asked.get("nnodes", 1) != 1)
+
+
+def register() -> None:
+    """Leave this process's number where the launcher finds it."""
+    if REGISTER in os.environ:
+        Path(os.environ[REGISTER], os.environ.get("RANK", "0")).write_text(str(os.getpid()), encoding="ascii")
+
+
+def supervise(words: Sequence[str], asked: Mapping[str, Any]) -> int | None:
+    """Run the command line `words` in several processes. Returns its exit code; None when one process is enough.
+
+    asked: the resolved options nproc (0 = one for each GPU), nnodes, rdzv and device.
+    RankLost (exit 4) when a process was killed and no other could say why.
+    """
+    count = asked["nproc"] or _gpus(asked["device"])
+    if count == 1 and asked["nnodes"] == 1:
+        return None
+    try:
+        from torch.distributed import run as torchrun
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    except ImportError:
+        raise MissingError("this build of torch has no torch.distributed", fix="leave --nproc away") from None
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores().usable // count)))
+    arguments = torchrun.parse_args(options(count, asked["nnodes"], asked["rdzv"]))
+    arguments.training_script_args = list(words)  # its parser would take --nproc for an option of its own
+    if hasattr(arguments, "signals_to_handle"):  # since torch 2.9; an older agent handles them all by itself
+        arguments.signals_to_handle = "SIGUSR2" if hasattr(signal, "SIGUSR2") else "SIGTERM"
+    with _registry() as folder, _handing_on(folder):
+        try:
+            torchrun.run(arguments)
+        except ChildFailedError as e:
+            return _outcome({rank: failure.exitcode for rank, failure in e.failures.items()})
+    return Exit.OK
+
+
+def options(count: int, nodes: int, rdzv: str | None) -> list[str]:
+    """torchrun's arguments, without those of the program."""
+    if nodes == 1:
+        where = ["--standalone", "--local-addr=localhost"]
+    elif rdzv is None:
+        raise UsageError("--nnodes needs --rdzv", fix="name one of the machines and a free port: --rdzv node0:29400")
+    else:
+        where = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={rdzv}", "--rdzv-id=minigpt"]
+    return [*where, f"--nproc-per-node={count}", "-m", "minigpt"]
+
+
+def _gpus(device: str) -> int:
+    """Processes for --nproc auto: one a GPU; one on a machine without, where its threads use all cores."""
+    if device != "auto" and not device.startswith("cuda"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _outcome(codes: Mapping[int, int]) -> int:
+    """The exit code of a run from those of its processes, as far as they had ended; negative ones are signals."""
+    own = [code for code in codes.values() if code > 0]
+    telling = [code for code in own if code != Exit.MISSING]  # the others only missed somebody
+    if telling or own:
+        return (telling or own)[0]
+    rank, code = next(iter(codes.items()))
+    raise RankLost(
+        f"rank {rank} was killed by {signal.Signals(-code).name}",
+        fix="the newest saved step stands: go on with --resume; if memory ran out, with a smaller --batch-size",
+    )
+
+
+@contextmanager
+def _registry() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="minigpt-"))
+    os.environ[REGISTER] = str(folder)
+    try:
+        yield folder
+    finally:
+        del os.environ[REGISTER]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _handing_on(folder: Path) -> Iterator[None]:
+    """Give every signal to the processes, and go on waiting for them."""
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        started = [int(p.read_text(encoding="ascii") or 0) for p in folder.iterdir()]
+        if not all(started) or not started:
+            raise Aborted("interrupted")
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    before = {number: signal.signal(number, hand_on) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -112,7 +112,7 @@ def _run(request: Request, words: list[str], console: Console) -> int:
         console.page(dump(config, origins, everything=True, skip=skip).rstrip("\n"))
         return Exit.OK
     if launch.wanted(asked):
-        from minigpt.stages.supervised import first_look
+        from minigpt.stages.opening import first_look
 
         first_look(request.command.name, config)
         code = launch.supervise(words, asked)

@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -58,11 +58,11 @@ def supervise(words: Sequence[str], asked: Mapping[str, Any]) -> int | None:
     arguments.training_script_args = list(words)  # its parser would take --nproc for an option of its own
     if hasattr(arguments, "signals_to_handle"):  # since torch 2.9; an older agent handles them all by itself
         arguments.signals_to_handle = "SIGUSR2" if hasattr(signal, "SIGUSR2") else "SIGTERM"
-    with _registry() as folder, _handing_on(folder):
+    with _registry() as folder, _handing_on(folder) as handed_on:
         try:
             torchrun.run(arguments)
         except ChildFailedError as e:
-            return _outcome({rank: failure.exitcode for rank, failure in e.failures.items()})
+            return _outcome({rank: failure.exitcode for rank, failure in e.failures.items()}, handed_on)
     return Exit.OK
 
 
@@ -86,16 +86,22 @@ def _gpus(device: str) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _outcome(codes: Mapping[int, int]) -> int:
-    """The exit code of a run from those of its processes, as far as they had ended; negative ones are signals."""
+def _outcome(codes: Mapping[int, int], handed_on: Collection[int] = ()) -> int:
+    """The exit code of a run from those of its processes, in the order in which they ended; negative ones are signals.
+
+    handed_on: signals that the processes were given.
+    Aborted when they died of those, RankLost when one was killed and rank 0 cannot have told it.
+    """
     own = [code for code in codes.values() if code > 0]
     telling = [code for code in own if code != Exit.MISSING]  # the others only missed somebody
-    if telling or own:
+    if telling or codes.get(0) == Exit.MISSING:
         return (telling or own)[0]
     rank, code = next(iter(codes.items()))
+    if all(-c in handed_on for c in codes.values()):
+        raise Aborted(f"stopped at once by {signal.Signals(-code).name}", fix="if a step was saved, --resume goes on")
+    why = f"rank {rank} was killed by {signal.Signals(-code).name}" if code < 0 else "rank 0 did not answer any more"
     raise RankLost(
-        f"rank {rank} was killed by {signal.Signals(-code).name}",
-        fix="the newest saved step stands: go on with --resume; if memory ran out, with a smaller --batch-size",
+        why, fix="the newest saved step stands: go on with --resume; if memory ran out, with a smaller --batch-size"
     )
 
 
@@ -111,20 +117,22 @@ def _registry() -> Iterator[Path]:
 
 
 @contextmanager
-def _handing_on(folder: Path) -> Iterator[None]:
-    """Give every signal to the processes, and go on waiting for them."""
+def _handing_on(folder: Path) -> Iterator[set[int]]:
+    """Give every signal to the processes, and go on waiting for them. Yields the signals that there were."""
+    handed_on: set[int] = set()
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         started = [int(p.read_text(encoding="ascii") or 0) for p in folder.iterdir()]
         if not all(started) or not started:
             raise Aborted("interrupted")
+        handed_on.add(number)
         for process in started:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
     before = {number: signal.signal(number, hand_on) for number in FORWARDED}
     try:
-        yield
+        yield handed_on
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

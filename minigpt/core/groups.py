@@ -21,8 +21,8 @@ def split_docs_option(**more: Any) -> Any:
     )
 
 
-def processes(value: Any) -> int:
-    """A number of processes; `auto` is 0."""
+def number_or_auto(value: Any) -> int:
+    """A whole number; `auto` is 0."""
     return 0 if value == "auto" else int(value)
 
 
@@ -99,7 +99,7 @@ class OptimConfig:
     lr: float | None = opt(None, "peak learning rate", panel="Optimisation", low=0.0, shown="auto by size and stage")
     schedule: str = opt(
         "wsd",
-        "learning-rate shape: cosine, wsd = flat then linear to zero, linear, constant",
+        "learning rate: cosine, linear, constant, or wsd = flat, then linear to zero",
         panel="Optimisation",
         choices=("cosine", "wsd", "linear", "constant"),
     )
@@ -155,7 +155,15 @@ class TrainConfig:
         None, "optimizer steps, instead of --epochs", panel="Optimisation", low=1, shown="from --epochs"
     )
     tokens: int | None = opt(None, "token budget, instead of --epochs (10M, 1G)", panel="Optimisation", low=1)
-    batch_size: int | None = opt(None, "rows a device computes at once", panel="Optimisation", low=1, shown="auto")
+    batch_size: int | None = opt(
+        None,
+        "rows a device computes at once; auto = the fastest",
+        panel="Optimisation",
+        low=0,
+        metavar="N|auto",
+        parse=number_or_auto,
+        shown="by --max-len",
+    )
     batch_tokens: int | None = opt(
         None, "tokens an optimizer step, over all devices", panel="Optimisation", low=1, shown="auto by size and stage"
     )
@@ -186,13 +194,16 @@ class TrainConfig:
         advanced=True,
     )
     compile: bool = opt(False, "torch.compile the model (pays on CUDA)", panel="Run", advanced=True)
+    dry_run: bool = opt(
+        False, "show options, first row, memory and time, and stop", panel="Run", save=False
+    )
     nproc: int = opt(
         1,
         "processes on this machine; auto = one for each GPU",
         panel="Run",
         low=0,
         metavar="N|auto",
-        parse=processes,
+        parse=number_or_auto,
         save=False,
     )
     nnodes: int = opt(1, "machines; start the same command on each", panel="Scale", low=1, advanced=True, save=False)

@@ -131,6 +131,14 @@ def release_memory() -> None:
         trim(0)
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def free_after_failure() -> None:
     """Give back what a failed step held, so that a smaller one can be tried."""
     gc.collect()

@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import signal
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from minigpt.core.errors import Elsewhere, Exit, MinigptError, RankLost
+from minigpt.core.errors import Aborted, Elsewhere, Exit, MinigptError, RankLost, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +37,12 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    neighbours: int = 1  # processes on this machine, this one among them
     timeout: float = 300.0  # seconds a collective may take
     _store: Any = None
     _rounds: int = 0
     _parted: bool = False  # all know that the work has failed
+    _told: bool = False  # whoever failed has said so itself, on this machine
 
     @classmethod
     def open(cls, device: str = "auto", timeout: float = 300.0) -> World:
@@ -59,7 +64,9 @@ class World:
             world_size=size,
             timeout=timedelta(seconds=timeout),
         )
-        return cls(rank, size, local, timeout, dist.PrefixStore("minigpt", store))
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        lasting = store if neighbours < size else _file_store(store, rank, size)
+        return cls(rank, size, local, neighbours, timeout, dist.PrefixStore("minigpt", lasting))
 
     @property
     def leads(self) -> bool:
@@ -108,6 +115,7 @@ class World:
             self._tell(name, e)
             if isinstance(e, MinigptError):
                 return self._failed(name, e)
+            self._parted = True
             raise
         self._store.set(f"{name}/{self.rank}", "null")
         if any(self._outcome(name, rank) is not None for rank in range(self.size)):
@@ -132,7 +140,7 @@ class World:
             if told is not None and told["message"]:
                 if rank == self.rank and own is not None and self.leads:
                     raise own
-                raise _elsewhere(rank, told)
+                raise self._theirs(rank, told)
         raise RankLost("another process of this run failed")
 
     # ------------------------------------------------------------------------------------------ numbers
@@ -176,35 +184,64 @@ class World:
         deadline = time.monotonic() + 1.0  # whoever failed first has told already, or never will
         while time.monotonic() < deadline:
             for rank in range(self.size):
-                if rank != self.rank and self._store.check([f"fault/{rank}"]):
-                    return _elsewhere(rank, json.loads(self._store.get(f"fault/{rank}")))
+                if rank != self.rank and (told := self._fault(rank)):
+                    return self._theirs(rank, told)
             time.sleep(POLL)
         return RankLost(
             "another process of this run has gone or does not answer",
-            found=" ".join(str(e).split())[-120:],
+            found=_first_sentence(str(e)),
             fix="the newest saved step stands: go on with --resume",
         )
+
+    def _fault(self, rank: int) -> dict[str, Any] | None:
+        """What another process has left word of; nothing when the machine that held the store is gone."""
+        with contextlib.suppress(RuntimeError):
+            if self._store.check([f"fault/{rank}"]):
+                return json.loads(self._store.get(f"fault/{rank}"))
+        return None
+
+    def _theirs(self, rank: int, told: dict[str, Any]) -> Elsewhere:
+        """Another process's fault as one of this process."""
+        self._told = told["told"] and rank < self.neighbours and self.leads
+        message = told["message"] if rank == 0 else f"rank {rank}: {told['message']}"
+        return Elsewhere(message, found=told["found"], fix=told["fix"], code=Exit(told["code"]))
 
     def __enter__(self) -> World:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: object) -> None:
-        """Leave together when all know the outcome; else leave word for those that will miss this process."""
+        """Leave together when all know the outcome; else leave word for those that will miss this process.
+
+        A fault is told once: by rank 0 when all share it, else by the process that has it. Then rank 0, if it is on the
+        same machine, ends by SystemExit with the same code and without words.
+        """
         if self.size == 1:
             return
         if e is None or self._parted or (isinstance(e, MinigptError) and e.code in AGREED):
-            self._leave()
-            return
-        fault = self.explain(e)
-        with contextlib.suppress(RuntimeError):
-            self._store.set(f"fault/{self.rank}", json.dumps(_facts(fault or e)))
-        if isinstance(e, MinigptError) and not isinstance(e, (Elsewhere, RankLost)):
-            e.message, e.local = f"rank {self.rank}: {e.message}", True
+            self._leave(ending=e is not None)
+            fault = e
+        else:
+            fault = self.explain(e) or e
+            self._leave_word(fault)
+        if self._told and isinstance(fault, Elsewhere):
+            raise SystemExit(int(fault.code)) from e
         if fault is not None and fault is not e:
             raise fault from e
 
-    def _leave(self) -> None:
-        """torchrun ends the others as soon as one process ends with a code of its own: so all wait for all."""
+    def _leave_word(self, fault: BaseException) -> None:
+        """For those that will miss this process; and tell the fault with this process's number."""
+        if isinstance(fault, (Elsewhere, RankLost)):  # of others, who leave word themselves
+            return
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"fault/{self.rank}", json.dumps(_facts(fault, told=_tells(fault))))
+        if isinstance(fault, MinigptError) and _tells(fault):
+            fault.message, fault.local = f"rank {self.rank}: {fault.message}", True
+
+    def _leave(self, ending: bool) -> None:
+        """torchrun ends the others as soon as one process ends with a code of its own: so all wait for all.
+
+        ending: this process has nothing left to do but to tell the outcome, which no signal may cut short.
+        """
         import torch.distributed as dist
 
         try:
@@ -213,6 +250,9 @@ class World:
             names = [f"bye/{rank}" for rank in range(self.size)]
             while not self._store.check(names) and time.monotonic() < deadline:
                 time.sleep(POLL)
+            if ending:
+                with contextlib.suppress(ValueError):  # not in the main thread
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
             dist.destroy_process_group()
         except RuntimeError:  # the machine that held the store is gone already
             return
@@ -223,17 +263,40 @@ def is_follower(environ: Mapping[str, str] | None = None) -> bool:
     return (os.environ if environ is None else environ).get("RANK", "0") != "0"
 
 
-def _facts(e: BaseException) -> dict[str, Any]:
+def _file_store(store: Any, rank: int, size: int) -> Any:
+    """A store in a file, for processes of one machine: the given one lies in torchrun's agent, and ends with it, while
+    those that it leaves behind still have to agree and to save. The last one to let go of the file removes it.
+    """
+    import torch.distributed as dist
+
+    if rank == 0:
+        handle, path = tempfile.mkstemp(prefix="minigpt-")
+        os.close(handle)
+        store.set("minigpt", path)
+    return dist.FileStore(store.get("minigpt").decode(), size)
+
+
+def _tells(e: BaseException) -> bool:
+    """Whether a fault that is not shared is told by the process that has it; a wish to end is not."""
+    return not isinstance(e, (Aborted, KeyboardInterrupt))
+
+
+def _facts(e: BaseException, told: bool = False) -> dict[str, Any]:
+    """A fault for the other processes, as JSON. told: by this process."""
     if isinstance(e, MinigptError):
-        return {"code": int(e.code), "message": e.message, "found": e.found, "fix": e.fix}
+        return {"code": int(e.code), "message": e.message, "found": e.found, "fix": e.fix, "told": told}
     if isinstance(e, KeyboardInterrupt):
-        return {"code": int(Exit.ABORTED), "message": "interrupted", "found": None, "fix": None}
-    return {"code": int(Exit.BUG), "message": f"{type(e).__name__}: {e}", "found": None, "fix": None}
+        code, message = Exit.ABORTED, "interrupted"
+    elif is_out_of_memory(e):
+        code, message = Exit.OUT_OF_MEMORY, "out of memory"
+    else:
+        code, message = Exit.BUG, f"{type(e).__name__}: {e}"
+    return {"code": int(code), "message": message, "found": None, "fix": None, "told": _tells(e)}
 
 
-def _elsewhere(rank: int, told: dict[str, Any]) -> Elsewhere:
-    message = told["message"] if rank == 0 else f"rank {rank}: {told['message']}"
-    return Elsewhere(message, found=told["found"], fix=told["fix"], code=Exit(told["code"]))
+def _first_sentence(text: str) -> str:
+    """What torch says of a connection, without the place in its source and without its advice."""
+    return re.sub(r"^\[\S*/\S*:\d+\]\s*", "", " ".join(text.split())).split(". ")[0][:120]
 
 
 def _is_connection(e: BaseException) -> bool:

@@ -26,7 +26,8 @@ def title(session: Session) -> None:
         kind += f", {s.cfg.size}"
     size = short(s.parameters)
     many = f" × {s.world.size} ({s.cfg.train.parallel})" if s.world.size > 1 else ""
-    s.report.title(f"minigpt {s.job.stage} · {size} parameters ({kind}) · {s.runtime.name}{many} · {s.path}")
+    where = "dry run" if s.cfg.train.dry_run else s.path
+    s.report.title(f"minigpt {s.job.stage} · {size} parameters ({kind}) · {s.runtime.name}{many} · {where}")
 
 
 def plan(session: Session) -> None:
@@ -55,22 +56,26 @@ def memory(session: Session) -> None:
     """What a step will take, and, when that is more than there is, the flag to change."""
     s = session
     need, room = needed(s), s.runtime.free_memory()
+    if room is not None and s.runtime.device.type == "cpu":
+        room //= s.world.neighbours
     s.report.note("memory", need.line(room))
     if room is not None and (advice := need.advice(room, sized=not s.cfg.model)):
         s.report.warn("this may not fit into memory", fix=advice)
 
 
-def needed(session: Session) -> Estimate:
+def needed(session: Session, rows: int | None = None) -> Estimate:
+    """rows: computed at once; the run's own when None."""
     s, cfg = session, session.cfg
     return estimate(
         s.model.config,
-        s.pacing.micro_rows,
-        cfg.data.max_len,
+        s.pacing.micro_rows if rows is None else rows,
+        s.corpus.longest_row,
         str(s.runtime.dtype).removeprefix("torch."),
         cfg.optim.optimizer,
         s.runtime.device.type,
         cfg.train.grad_checkpoint,
         document_context(s) if cfg.data.pack == "pack" else None,
+        s.world.size if cfg.train.parallel == "fsdp" else 1,
     )
 
 
@@ -84,7 +89,8 @@ def out_of_memory(session: Session, e: BaseException) -> OutOfMemory:
     """What took the memory, and the one flag to change, with its value."""
     if not hasattr(session, "pacing"):
         return OutOfMemory("out of memory before the first step", found=_asked(e), fix="choose a smaller --size")
-    rows, need, length = session.pacing.micro_rows, needed(session), session.cfg.data.max_len
+    rows, length = session.rows_at_once, session.cfg.data.max_len
+    need = needed(session, rows)
     smaller = f"--batch-size {max(1, rows // 2)}" if rows > 1 else "--grad-checkpoint"
     if rows == 1 and session.cfg.train.grad_checkpoint:
         smaller = f"--max-len {max(2, length // 2)}"

@@ -28,6 +28,13 @@ class Corpus:
     plan: Plan
     rows_per_epoch: int
 
+    @property
+    def longest_row(self) -> int:
+        """Positions of the longest row: no batch is wider."""
+        import numpy as np
+
+        return int(np.add.reduceat(self.plan.length, self.plan.ptr[:-1]).max())
+
 
 def gather(kind: str, cfg: Any, tokenizer: Tokenizer, report: Report, piped: Path | None = None) -> Corpus:
     """Open the stores of --data and --val-data, making them when they are not in the cache, and lay out the rows.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from minigpt.core.errors import UsageError
 from minigpt.core.train.defaults import suggested_batch, suggested_lr, suggested_rows, warn_lr
 from minigpt.core.train.schedule import Schedule
 
@@ -61,6 +63,9 @@ def choose(session: Session) -> Pacing:
         patient=t.save_failure == "warn",
     )
     mine = -(-rows_per_step // s.world.size)
+    if t.batch_size == 0:
+        t.batch_size = s.world.share(lambda: _probed(s, mine))
+        s.origins["batch_size"] = "auto, by trying"
     micro_rows = min(t.batch_size or suggested_rows(max_len, s.runtime.device.type), mine)
     return Pacing(rows_per_step, micro_rows, total, epochs, schedule, pace)
 
@@ -95,3 +100,35 @@ def _went_back_to_flat(s: Session, total: int) -> bool:
         return False
     s.saved = checkpoint.load_newest(s.path, s.report, flat)
     return True
+
+
+def _probed(s: Session, most: int) -> int:
+    """--batch-size auto: forward and backward of the run's own rows, more and more at once."""
+    from minigpt.core.data.source import Order, RowReader
+    from minigpt.core.runtime import synchronise
+    from minigpt.core.train.losses import next_token
+    from minigpt.core.train.metrics import short
+    from minigpt.core.train.probe import fastest_rows
+    from minigpt.stages.announce import needed
+
+    if s.cfg.train.parallel == "fsdp" and s.world.size > 1:
+        raise UsageError("--batch-size auto does not work with --parallel fsdp", fix="name a number of rows")
+    order = Order(s.corpus.plan.group, s.corpus.store.weights, s.cfg.device.seed)
+    reader = RowReader(s.corpus.store, s.corpus.plan, s.tokenizer.pad_id)
+    room = s.runtime.free_memory()
+
+    def speed(rows: int) -> float:
+        batch = reader.batch([(k, order(k)) for k in range(rows)]).to(s.runtime.device)
+        seconds = []
+        for _ in range(3):  # the first one compiles and allocates
+            began = time.perf_counter()
+            next_token(s.model, batch).sum_loss.backward()
+            s.masters.zero_grad()
+            synchronise(s.runtime.device)
+            seconds.append(time.perf_counter() - began)
+        return rows * s.cfg.data.max_len / min(seconds[1:])
+
+    best, tried = fastest_rows(speed, most, lambda rows: room is None or needed(s, rows).total < 0.9 * room)
+    spelled = " · ".join(f"{rows}: {short(found)}" for rows, found in tried.items())
+    s.report.note("rows", f"tok/s by rows at once: {spelled} → --batch-size {best}")
+    return best

@@ -24,7 +24,7 @@ class Config:
     )
     vocab_size: int | None = opt(
         None,
-        "vocabulary of the tokenizer trained when --tokenizer is not given",
+        "tokens of a tokenizer that is trained here",
         panel="Model",
         low=320,
         shown="by corpus, up to 6,400",

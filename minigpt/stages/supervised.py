@@ -5,7 +5,6 @@ Only the kind of data, the start of the weights and a few defaults differ, and `
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -18,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import assignments, dump, options
 from minigpt.core.errors import Aborted, MinigptError, Stopped, UsageError, is_out_of_memory
-from minigpt.core.files import RunLock, read_json, sha256
+from minigpt.core.files import read_json, sha256
 from minigpt.core.report import Context, Report, Result
 from minigpt.core.train import resume, track
 from minigpt.core.train.onlooker import Onlooker
-from minigpt.core.train.run import Run, make, refuse_or_clear
+from minigpt.core.train.run import Run
 from minigpt.core.world import World
-from minigpt.stages import announce, corpus, pacing
+from minigpt.stages import announce, corpus, opening, pacing
+from minigpt.stages.rehearsal import rehearse
 from minigpt.stages.tokenizer_choice import choose
 
 if TYPE_CHECKING:
@@ -48,80 +48,11 @@ def train(job: Job) -> Result:
     if job.cfg.train.nproc != 1 and "RANK" not in os.environ:
         raise UsageError("--nproc is the command line's", fix="run minigpt, or torchrun -m minigpt, from a shell")
     with World.open(job.cfg.device.device, job.cfg.train.rank_timeout) as world, ExitStack() as held:
-        session = _opened(job, world, held)
+        cfg, origins, place = opening.open_run(job.stage, job.cfg, job.context, world, held)
+        session = Session(job, cfg, origins, place, world)
         if not world.leads:
             session.job.context.report = Report()  # one process speaks
         return session.run()
-
-
-def first_look(stage: str, cfg: Any) -> None:
-    """Refuse what can be refused before any process is started: paths, and where the run is to be."""
-    place = resume.place(stage, cfg.train.out, cfg.train.resume)
-    preflight(cfg, place.resuming)
-    if cfg.train.out is not None:
-        make(place.path)
-
-
-def _opened(job: Job, world: World, held: ExitStack) -> Session:
-    """Check what was asked for, take the run directory, and find out what an earlier session was asked for."""
-    cfg, origins = job.cfg, dict(job.context.origins)
-    path, resuming, step = world.share(lambda: resume.place(job.stage, cfg.train.out, cfg.train.resume).to_json())
-    place = resume.Place(Path(path), resuming, step)
-    world.together(lambda: preflight(cfg, resuming))
-    world.first(lambda: _claim(place.path, world, held))
-    changes: list[str] = []
-    if resuming:
-        cfg, origins, changes = world.together(
-            lambda: resume.merge(cfg, origins, place.path, cfg.train.allow_changes)  # before rank 0 writes it anew
-        )
-    elif world.leads:
-        world.together(lambda: refuse_or_clear(place.path, cfg.train.overwrite))
-    else:
-        world.together(lambda: None)
-    for line in changes if world.leads else ():
-        job.context.report.note("change", line)
-    if not cfg.data.data:
-        raise UsageError(f"{job.stage} needs data", fix="name a file, a directory or - with --data")
-    return Session(job, cfg, origins, place, world)
-
-
-def _claim(path: Path, world: World, held: ExitStack) -> None:
-    """Rank 0 makes and locks the run directory; the others look whether they see it."""
-    if world.leads:
-        make(path)
-        held.enter_context(RunLock(path))
-    elif not (path / ".lock").exists():
-        raise UsageError(f"{path} is not seen by every machine", fix="put --out on a disk that all machines share")
-
-
-def preflight(cfg: Any, resuming: bool) -> None:
-    """What can be refused before torch is imported: paths that are not there. Makes paths absolute on the way.
-
-    A resumed run needs its parent model no more, so that one may be gone.
-    """
-    from minigpt.core.data.reader import anchored, expand
-    from minigpt.core.models.folder import resolve
-
-    track.check(cfg.train.track)
-    if (cfg.data.data + cfg.data.val_data).count("-") > 1:
-        raise UsageError("stdin can be read once, and - is named twice", fix="put one of them into a file")
-    for key in ("data", "val_data"):
-        paths = [anchored(p) for p in getattr(cfg.data, key)]
-        try:
-            expand([p for p in paths if p != "-"])
-        except UsageError as e:
-            raise UsageError(e.message.replace("--data", f"--{key.replace('_', '-')}"), fix=e.fix) from None
-        setattr(cfg.data, key, paths)
-    if cfg.model is not None:
-        with contextlib.suppress(*([MinigptError] if resuming else [])):
-            cfg.model = absolute(str(resolve(cfg.model)))
-    if cfg.data.tokenizer is not None:
-        cfg.data.tokenizer = absolute(cfg.data.tokenizer)
-
-
-def absolute(path: str) -> str:
-    """One spelling for one place: a run compares paths when it is resumed."""
-    return os.path.abspath(os.path.expanduser(path))
 
 
 @dataclass
@@ -138,7 +69,7 @@ class Session:
     def run(self) -> Result:
         self.report = self.job.context.report
         self.path = self.place.path
-        self.log = Run(self.path) if self.world.leads else Onlooker(self.path)
+        self.log = (Run if self.world.leads else Onlooker)(self.path, patient=self.cfg.train.save_failure == "warn")
         self.saved: Any = None
         self.tracker = track.Tracker()
         self.tracked: dict[str, Any] = {}  # what run.json says of an earlier session's trackers
@@ -152,6 +83,8 @@ class Session:
             if is_out_of_memory(e):
                 raise announce.out_of_memory(self, e) from e
             raise
+        if self.cfg.train.dry_run:
+            return rehearse(self)
         status = "failed"
         try:
             result = self._fit()
@@ -193,13 +126,18 @@ class Session:
             self.world.together(self._check_resume)
         self._record()
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a micro-batch; fewer than planned once memory has run out."""
+        return self.source.micro_rows if hasattr(self, "source") else self.pacing.micro_rows
+
     # ------------------------------------------------------------------------------------------ pieces
 
     def _open_checkpoint(self) -> None:
         """The newest whole step: found and checked by rank 0, read by all."""
         from minigpt.core.train import checkpoint
 
-        def newest() -> int | None:
+        def usable() -> int | None:
             if (self.path / "run.json").exists():
                 old = read_json(self.path / "run.json")
                 self.tracked = {k: old[k] for k in ("trackers", "tracked") if k in old}
@@ -208,9 +146,14 @@ class Session:
             if self.saved is None:
                 self.log.cut_logs(0)
                 self.report.note("resume", f"{self.path} has no checkpoint yet: starting at step 0")
-            return None if self.saved is None else self.saved.step
+            if self.saved is None:
+                return None
+            if self.place.from_step is None and (newest := checkpoint.steps(self.path)[0][1]) != self.saved.path:
+                text = f"{newest.name} was damaged: went on from {self.saved.path.name}"
+                self.log.event("damaged checkpoint", text, self.saved.step)
+            return int(self.saved.step)
 
-        step = self.world.share(newest)
+        step = self.world.share(usable)
         if step is not None and not self.world.leads:
             self.saved = checkpoint.load(checkpoint.step_dir(self.path, step))
 
@@ -311,7 +254,7 @@ class Session:
         }
         announce.title(self)
         self.tracker = track.open(
-            cfg.train.track if self.world.leads else [],
+            cfg.train.track if self.world.leads and not cfg.train.dry_run else [],
             self.path,
             {**facts, **self.tracked},
             {o.name: resume.value_of(cfg, o.path) for o in options(type(cfg)) if o.meta["save"]},
@@ -331,13 +274,13 @@ class Session:
     # ------------------------------------------------------------------------------------------ the run
 
     def _fit(self) -> Result:
-        trainer = self._trainer()
+        trainer = self.trainer()
         if self.saved is not None:
             self._go_on(trainer)
         last = trainer.fit()
         return self._finish(last)
 
-    def _trainer(self) -> Trainer:
+    def trainer(self) -> Trainer:
         """All pieces put together."""
         from minigpt.core.data.source import PackedSource
         from minigpt.core.train.losses import next_token
@@ -346,7 +289,7 @@ class Session:
         from minigpt.stages.validation import Validation
 
         cfg, pacing, world = self.cfg, self.pacing, self.world
-        source = PackedSource(
+        self.source = PackedSource(
             self.corpus.store,
             self.corpus.plan,
             rows_per_step=pacing.rows_per_step,
@@ -366,7 +309,7 @@ class Session:
             masters=self.masters,
             optimizer=Optimizer(self.masters.named, cfg.optim),
             schedule=pacing.schedule,
-            source=source,
+            source=self.source,
             step=next_token,
             run=self.log,
             runtime=self.runtime,

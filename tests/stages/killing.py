@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-WALL_CLOCK = {"tok_s", "mem_gb"}
+WALL_CLOCK = {"tok_s", "mem_gb", "mfu"}
 # Dies by SIGKILL at the n-th file-system step of the kind a checkpoint is made of: between any two of them.
 DOOMED = """
 import os, signal, sys

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minigpt.core.errors import DataError, UsageError
+from minigpt.core.errors import DataError, Diverged, UsageError
 from minigpt.core.files import FULL, disk_error, new_dir, read_json, sha256, write_atomic, write_json
 from minigpt.core.report import Report
 
@@ -64,12 +65,15 @@ def save(
     """Write one step directory and make it the run's `latest`. Returns its path.
 
     write_model: fills a directory with the model folder (weights, config, tokenizer).
-    DataError (exit 3) when the disk refuses, with the bytes it was to take; earlier steps are untouched then.
+    DataError (exit 3) when the disk refuses, with the bytes it was to take; Diverged (exit 6) when a weight or a moment
+    of the optimizer is not a number. Earlier steps are untouched then.
     """
     path = step_dir(run, step)
     try:
         with new_dir(path) as work:
             write_model(work)
+            for tensors in [optim, *(_tensors(file) for file in work.glob("*.safetensors"))]:
+                _refuse_non_finite(run, step, tensors)
             trainer = work / "trainer"
             trainer.mkdir()
             save_file(contiguous(optim), trainer / "optim.safetensors")
@@ -82,11 +86,24 @@ def save(
         cause = _refusal(e)
         if cause is None:
             raise
-        fault = disk_error(cause, path)
+        error = disk_error(cause, path)
         if cause.errno in FULL:
-            fault.found = _room(run, [*optim.values(), *rng.values()])
-        raise fault from e
+            error.found = _room(run, [*optim.values(), *rng.values()])
+        raise error from e
     return path
+
+
+def _refuse_non_finite(run: Path, step: int, tensors: dict[str, Tensor]) -> None:
+    """A loss and a gradient may be finite and the step that they lead to not."""
+    for name, tensor in tensors.items():
+        low, high = (b.item() for b in tensor.aminmax()) if tensor.numel() else (0, 0)  # one pass; NaN comes through
+        if not (math.isfinite(low) and math.isfinite(high)):
+            newest = pointer(run, "latest")
+            raise Diverged(
+                f"`{name}` is not a number after step {step}, which is therefore not saved",
+                found=f"from {low:g} to {high:g}",
+                fix="lower --lr" + (f"; the last good checkpoint is {run / newest}" if newest else ""),
+            )
 
 
 def _refusal(e: BaseException) -> OSError | None:

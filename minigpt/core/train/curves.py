@@ -24,6 +24,7 @@ TITLES = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm before clipping",
     "tok_s": "Tokens a second",
+    "mfu": "Model FLOPs utilisation",
     "mem_gb": "Memory, GB",
     "skipped": "Steps left out",
 }

@@ -48,6 +48,7 @@ class Setting:
     device_type: str
     grad_checkpoint: bool = False
     context: float | None = None
+    shards: int = 1  # processes that share weights and moments (`--parallel fsdp`)
 
     @property
     def tokens(self) -> int:
@@ -109,11 +110,12 @@ def estimate(
     device_type: str,
     grad_checkpoint: bool = False,
     context: float | None = None,
+    shards: int = 1,
 ) -> Estimate:
     """The peak of a training step; arguments as in `Setting`. dtype: `bfloat16`, `torch.float32`, ...
 
     weights      float32 masters
-    copies       the matrices in the compute precision, when that is not float32
+    copies       the matrices in the compute precision, when that is not float32; what is gathered of sharded ones
     gradients    float32, summed over micro-batches
     optimizer    two moments for AdamW, one for Muon's matrices
     activations  what forward keeps for backward: layers * `layer_activations` + `shared_activations`
@@ -124,18 +126,18 @@ def estimate(
     kernels      on a processor, compiled products in half precision
     """
     dtype = dtype.removeprefix("torch.")
-    return _of(Setting(config, micro_rows, max_len, dtype, optimizer, device_type, grad_checkpoint, context))
+    return _of(Setting(config, micro_rows, max_len, dtype, optimizer, device_type, grad_checkpoint, context, shards))
 
 
 def _of(s: Setting) -> Estimate:
-    count, matrices, inner = parameters(s.config), _matrices(s.config), _inner_matrices(s.config)
+    count, inner = parameters(s.config), _inner_matrices(s.config)
     moments = 2 * count - (inner if s.optimizer == "muon" else 0)
     activations, loss = _activations(s), loss_workspace(s)
     parts = {
-        "weights": FLOAT32 * count,
-        "copies": s.width * matrices if s.width < FLOAT32 else 0,
-        "gradients": FLOAT32 * count,
-        "optimizer": FLOAT32 * moments,
+        "weights": FLOAT32 * count // s.shards,
+        "copies": _copies(s),
+        "gradients": FLOAT32 * (count if s.shards == 1 else count + count // s.shards),
+        "optimizer": FLOAT32 * moments // s.shards,
         "activations": activations,
         "loss": loss,
         "workspace": max(0, _workspace(s) - loss, _last(s) - loss - activations),
@@ -144,6 +146,16 @@ def _of(s: Setting) -> Estimate:
         "kernels": KERNELS if s.device_type == "cpu" and s.width < FLOAT32 else 0,
     }
     return Estimate(s, parts)
+
+
+def _copies(s: Setting) -> int:
+    """The weights as they are computed with. When sharded: those of two blocks, the next one being on its way, and of
+    the tables; gradients are whole until the step's last micro-batch, and then in shards besides.
+    """
+    if s.shards == 1:
+        return s.width * _matrices(s.config) if s.width < FLOAT32 else 0
+    inner = _inner_matrices(s.config)
+    return s.width * (2 * inner // s.config.num_hidden_layers + _matrices(s.config) - inner)
 
 
 def _smaller(s: Setting, sized: bool) -> Iterator[tuple[str, Setting]]:

@@ -116,6 +116,8 @@ def figures(row: dict[str, Any], last_val: dict[str, float], eta: float | None) 
         bits = f" ({last_val['val_bpb']:.2f} bits/byte)" if "val_bpb" in last_val else ""
         parts.append(f"val {last_val['val_loss']:.3f}{bits}")
     parts += [f"{short(row['tok_s'])} tok/s", f"{row['mem_gb']:.1f} GB"]
+    if row.get("mfu") is not None:
+        parts.append(f"MFU {row['mfu']:.0%}")
     if eta is not None:
         parts.append(f"ETA {spell_time(eta)}")
     if row.get("skipped"):

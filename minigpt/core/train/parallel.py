@@ -11,6 +11,7 @@ fsdp    every process keeps a shard of each weight, gradient and moment, and a b
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,8 @@ class Shards(Alone):
             "mesh": init_device_mesh(self.runtime.device.type, (self.world.size,)),
             "mp_policy": MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32),
         }
+        # torch warns of results that are views, since changing them in place would break its backward; nobody does
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
         for block in model.model.layers:  # type: ignore[union-attr]
             fully_shard(block, **options)
         fully_shard(model, **options)

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -108,10 +109,12 @@ def facts(record: Record) -> dict[str, str]:
         "Last training loss": _text(last(rows, "loss"), "{:.4f}".format),
         "Steps": _of(rows[-1]["step"], info.get("steps")) if rows else None,
         "Steps left out": _skipped(rows),
+        "Survived": ", ".join(f"{count} × {kind}" for kind, count in Counter(e["kind"] for e in events(record)).items()),
         "Tokens trained on": _text(last(rows, "tokens"), short),
         "Passes over the data": _text(last(rows, "epoch"), "{:.3g}".format),
         "Training time": _text(_longest(rows), spell_time),
         "Tokens a second, median": _text(median(_values(rows, "tok_s") or [math.nan]), short),
+        "Model FLOPs utilisation, median": _text(median(_values(rows, "mfu") or [math.nan]), "{:.1%}".format),
         "Most memory": _text(max(_values(rows, "mem_gb"), default=None), "{:.2f} GB".format),
         "Sessions": str(len(record.sessions)) if len(record.sessions) > 1 else None,
         "Device": info.get("device"),
@@ -120,6 +123,11 @@ def facts(record: Record) -> dict[str, str]:
         "Started": when(record.sessions[0]) if record.sessions else None,
     }
     return {label: str(value) for label, value in found.items() if value not in (None, "")}
+
+
+def events(record: Record) -> list[dict[str, Any]]:
+    """What befell a run and did not end it, oldest first: kind, text, step and time of each."""
+    return [event for event in _dicts(record.info.get("events")) if {"kind", "text"} <= event.keys()]
 
 
 def _values(rows: Sequence[Row], key: str) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from minigpt.core.train.curves import Panel
 from minigpt.core.train.plot import pen, picture, text
-from minigpt.core.train.record import Record, command, differences, facts, model, took, when
+from minigpt.core.train.record import Record, command, differences, events, facts, model, took, when
 
 MOST_SAMPLES = 8  # of one prompt, spread over the run; the first and the last are among them
 MOST_LETTERS = 800  # of one sample
@@ -39,6 +39,7 @@ def report_page(records: Sequence[Record], panels: Sequence[Panel], made: str) -
             "</header>\n<main>",
             *_curves(panels),
             *_summary(records),
+            *_events(records),
             *_differences(records),
             *_samples(records),
             *_commands(records),
@@ -99,6 +100,20 @@ def _summary(records: Sequence[Record]) -> Iterator[str]:
     labels = [*order, *dict.fromkeys(label for one in known for label in one if label not in order)]
     yield "<section>\n<h2>Summary</h2>"
     yield from _table(_heads(records), [(label, [one.get(label, "–") for one in known]) for label in labels])
+    yield "</section>"
+
+
+def _events(records: Sequence[Record]) -> Iterator[str]:
+    """Stops, damaged files, steps left out: what the runs went through."""
+    if not any(events(record) for record in records):
+        return
+    yield "<section>\n<h2>What it went through</h2>"
+    for slot, record in enumerate(records):
+        found = spread(events(record), MOST_SAMPLES * 4)
+        if found and len(records) > 1:
+            yield f"<h3>{_named(records, slot)}</h3>"
+        rows = [(str(e.get("time", "")).replace("T", " ")[:16], [e["kind"], record.prose(str(e["text"]))]) for e in found]
+        yield from _table([], rows)
     yield "</section>"
 
 

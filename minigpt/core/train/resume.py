@@ -20,7 +20,7 @@ T = TypeVar("T")
 FREE = {
     "device", "batch_size", "save_every", "keep", "log_every", "eval_every", "eval_rows", "sample_prompt", "max_time",
     "compile", "grad_checkpoint", "out", "resume", "overwrite", "allow_changes", "config", "json", "quiet", "verbose",
-    "show_config", "track", "nproc", "nnodes", "rdzv", "parallel", "rank_timeout", "save_failure",
+    "show_config", "track", "nproc", "nnodes", "rdzv", "parallel", "rank_timeout", "save_failure", "dry_run",
 }  # fmt: skip
 # May differ, and the difference is printed: the run becomes longer or shorter, or a file has moved. Whether what was
 # trained on is still the same is decided by its content (`compare`).

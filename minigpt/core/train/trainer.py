@@ -361,6 +361,7 @@ class Trainer:
             if must or not self.pace.patient:
                 raise
             self.report.warn(f"step {c.step:,} is not saved: {e.message}", fix="make room: the next save tries again")
+            self.run.event("not saved", e.message, c.step)
             return False
         return True
 

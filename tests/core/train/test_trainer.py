@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from minigpt.core.data.batch import Batch
-from minigpt.core.errors import Aborted, Diverged, Stopped
+from minigpt.core.errors import Aborted, DataError, Diverged, Stopped
 from minigpt.core.groups import OptimConfig
 from minigpt.core.report import Report
 from minigpt.core.runtime import Runtime, seed_all
@@ -22,7 +22,7 @@ from minigpt.core.train.schedule import Schedule
 from minigpt.core.train.trainer import Hooks, Pace, Trainer
 from minigpt.core.world import World
 
-WALL_CLOCK = {"tok_s", "mem_gb"}
+WALL_CLOCK = {"tok_s", "mem_gb", "mfu"}
 
 
 class Numbers:
@@ -303,3 +303,126 @@ def test_float16_overflow_halves_the_loss_scale_and_costs_no_bad_step(tmp_path):
     exact = make(tmp_path / "exact", total=20)
     exact.fit()
     assert rows(tmp_path)[-1]["loss"] < rows(tmp_path / "exact")[0]["loss"]
+
+
+class Cramped(Toy):
+    """Holds no more than so many rows."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def forward(self, batch):
+        if len(batch.input_ids) > self.most:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return super().forward(batch)
+
+
+def cramped(path, most, micro, monkeypatch, report=None):
+    """A trainer whose model holds at most `most` rows, asked for `micro` at once. No noise: rows alone decide."""
+    monkeypatch.setattr(torch, "rand", lambda shape: torch.full(shape, 0.5))
+    trainer = make(path, source=Numbers(rows=8, micro=micro), report=report, total=5)
+    trainer.model.__class__ = Cramped
+    trainer.model.most = most
+    return trainer
+
+
+def test_out_of_memory_once_goes_on_with_half_the_rows(tmp_path, monkeypatch):
+    """4 rows do not fit, 2 do: told with the flag, and from then on the same bits as with 2 rows from the beginning."""
+    ears = Ears()
+    again = cramped(tmp_path / "a", 2, 4, monkeypatch, ears).fit()
+    straight = cramped(tmp_path / "b", 2, 2, monkeypatch).fit()
+    assert ears.heard == ["step 1 ran out of memory with 4 rows at once: going on with 2"]
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["events"][0]["kind"] == "memory"
+    same(again, straight)
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def test_out_of_memory_twice_ends_the_run(tmp_path, monkeypatch):
+    trainer = cramped(tmp_path, 1, 4, monkeypatch)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        trainer.fit()
+    assert trainer.source.micro_rows == 2 and not checkpoint.steps(tmp_path)
+
+
+def test_other_faults_are_not_taken_for_a_want_of_memory(tmp_path):
+    trainer = make(tmp_path)
+    trainer.step_fn = lambda model, batch: (_ for _ in ()).throw(RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        trainer.fit()
+
+
+class Spiky(Numbers):
+    """Rows of step 50 pull a hundred times harder."""
+
+    def batch(self, ids):
+        batch = super().batch(ids)
+        if ids[0] // self.rows == 50:
+            batch.weights = torch.full(batch.labels.shape, 100.0)
+        return batch
+
+
+def weighted(model, batch):
+    loss = model(batch)
+    return StepOutput((loss if batch.weights is None else loss * batch.weights).sum())
+
+
+@pytest.mark.parametrize(("sigmas", "skipped"), [(6.0, 1), (0.0, 0)])
+def test_spikes_are_left_out_when_asked_for(tmp_path, sigmas, skipped):
+    ears = Ears()
+    trainer = make(tmp_path, source=Spiky(), total=60, spike=sigmas, report=ears)
+    trainer.step_fn = weighted
+    trainer.fit()
+    assert trainer.counters.skipped == skipped
+    assert [h for h in ears.heard if "step 51" in h and "a leap" in h] == ears.heard[:skipped] and len(
+        ears.heard
+    ) == skipped
+
+
+def test_spike_history_is_part_of_the_state(tmp_path):
+    """Resumed at step 40 of 60, the guard knows the steps before: same bits as a straight run."""
+
+    def spiky(name):
+        trainer = make(tmp_path / name, source=Spiky(), total=60, spike=6.0, report=Ears())
+        trainer.step_fn = weighted
+        return trainer
+
+    straight = spiky("a").fit()
+    part = spiky("b")
+    part.pace = Pace(total=40, log=3, eval=5, save=4, spike=6.0)
+    part.fit()
+    again = spiky("b")
+    again.load(checkpoint.load_newest(tmp_path / "b", Report()))
+    assert len(again.counters.history.loss) == 40
+    last = again.fit()
+    assert (last / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+
+
+def test_a_refused_checkpoint_can_be_lived_with(tmp_path, monkeypatch):
+    """The disk is full at steps 4 and 8 and has room again at 12: two warnings, two events, the run ends well."""
+    real, ears = checkpoint.save, Ears()
+
+    def save(run, step, *args):
+        if step in (4, 8):
+            raise DataError(f"could not write {run}/step-{step:07d}: No space left on device")
+        return real(run, step, *args)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    make(tmp_path / "a", patient=True, report=ears).fit()
+    assert [h.split(":")[0] for h in ears.heard] == ["step 4 is not saved", "step 8 is not saved"]
+    assert [s for s, _ in checkpoint.steps(tmp_path / "a")] == [20, 16, 12]
+    assert [e["step"] for e in json.loads((tmp_path / "a" / "run.json").read_text())["events"]] == [4, 8]
+    with pytest.raises(DataError, match="No space"):
+        make(tmp_path / "b", report=Ears()).fit()
+
+
+def test_mfu_is_the_share_of_what_the_device_could_do(tmp_path):
+    trainer = make(tmp_path, total=6)
+    trainer.hooks.flops, trainer.hooks.peak_flops = lambda batch: 1e6 * len(batch.input_ids), 1e9
+    trainer.fit()
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        steps = row["tok_s"] / (row["tokens"] / row["step"])  # a second, near enough: rows differ a little in tokens
+        assert row["mfu"] == pytest.approx(steps * 6e6 / 1e9, rel=0.2)

@@ -9,8 +9,6 @@ Shapes: S matrices of one shape · M rows · N columns.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,35 +35,31 @@ def orthogonalise(g: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
     return x.mT if wide else x
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon for 2-D parameters. State per parameter: `momentum_buffer`.
+class Muon:
+    """Muon for 2-D parameters, with Nesterov momentum and decoupled decay. State per parameter: `momentum_buffer`."""
 
-    lr, weight_decay (decoupled), momentum (Nesterov).
-    """
-
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.1, momentum: float = 0.95):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(self, params: list[Tensor], weight_decay: float = 0.1, momentum: float = 0.95):
+        self.params, self.weight_decay, self.momentum = params, weight_decay, momentum
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        assert closure is None
-        for group in self.param_groups:
-            stacks: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
-            for i, p in enumerate(group["params"]):
-                if p.grad is not None:  # sharded matrices are gathered one by one: the whole model fits nowhere
-                    stacks[(*p.shape, i) if is_sharded(p) else tuple(p.shape)].append(p)
-            for (rows, columns, *_), params in stacks.items():
-                update = orthogonalise(torch.stack([whole(self._momentum(p, group["momentum"])) for p in params]))
-                scale = 0.2 * max(rows, columns) ** 0.5  # root mean square of AdamW's update is about 0.2
-                for p, u in zip(params, update, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(part(u.to(p.dtype), p), alpha=-group["lr"] * scale)
+    def step(self, lr: float) -> None:
+        """Move every parameter that has a gradient."""
+        stacks: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+        for i, p in enumerate(self.params):
+            if p.grad is not None:  # sharded matrices are gathered one by one: the whole model fits nowhere
+                stacks[(*p.shape, i) if is_sharded(p) else tuple(p.shape)].append(p)
+        for (rows, columns, *_), params in stacks.items():
+            update = orthogonalise(torch.stack([whole(self._momentum(p)) for p in params]))
+            scale = 0.2 * max(rows, columns) ** 0.5  # root mean square of AdamW's update is about 0.2
+            for p, u in zip(params, update, strict=True):
+                p.mul_(1 - lr * self.weight_decay)
+                p.add_(part(u.to(p.dtype), p), alpha=-lr * scale)
 
-    def _momentum(self, p: Tensor, momentum: float) -> Tensor:
+    def _momentum(self, p: Tensor) -> Tensor:
         """Nesterov momentum of one matrix, (M, N)."""
         assert p.grad is not None
-        state = self.state[p]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(buffer, momentum)
+        if p not in self.state:
+            self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+        buffer = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - self.momentum)
+        return p.grad.lerp(buffer, self.momentum)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from minigpt.core.errors import DataError
 from minigpt.core.groups import OptimConfig
+from minigpt.core.train.adamw import AdamW
 from minigpt.core.train.muon import Muon
 from minigpt.core.train.sharded import part
 
@@ -92,37 +91,26 @@ class Optimizer:
 
     def __init__(self, named: dict[str, Tensor], cfg: OptimConfig):
         self.named = named
-        names = {id(p): name for name, p in named.items()}
         matrices = {n: p for n, p in named.items() if p.ndim >= 2}
         vectors = [p for p in named.values() if p.ndim < 2]
         inner = {n: p for n, p in matrices.items() if cfg.optimizer == "muon" and p.ndim == 2 and _in_block(n)}
         outer = [p for n, p in matrices.items() if n not in inner]
-        groups = [
-            {"params": params, "weight_decay": decay}
-            for params, decay in ((outer, cfg.weight_decay), (vectors, 0.0))
-            if params
-        ]
-        self.parts: list[torch.optim.Optimizer] = []
-        if groups:
-            self.parts.append(
-                torch.optim.AdamW(groups, lr=0.0, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=_fused(named))
-            )
-        if inner:
-            self.parts.append(Muon(inner.values(), lr=0.0, weight_decay=cfg.weight_decay))
-        self._names = names
+        self._fused = all(p.device.type in ("cpu", "cuda") for p in named.values())
+        adamw = AdamW([(outer, cfg.weight_decay), (vectors, 0.0)], (cfg.beta1, cfg.beta2), cfg.eps, self._fused)
+        muon = Muon(list(inner.values()), cfg.weight_decay)
+        self.rules: list[AdamW | Muon] = [rule for rule in (adamw, muon) if rule.params]
+        self._rule = {p: rule for rule in self.rules for p in rule.params}
 
     def step(self, lr: float) -> None:
-        for optimizer in self.parts:
-            for g in optimizer.param_groups:
-                g["lr"] = lr
-            optimizer.step()
+        for rule in self.rules:
+            rule.step(lr)
 
     def state_dict(self) -> dict[str, Tensor]:
         """`<parameter>/<field>` → tensor."""
         return {
-            f"{self._names[id(p)]}/{key}": torch.as_tensor(value)
-            for p, optimizer in self._parameters()
-            for key, value in optimizer.state[p].items()
+            f"{name}/{field}": value
+            for name, p in self.named.items()
+            for field, value in self._rule[p].state.get(p, {}).items()
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -136,13 +124,12 @@ class Optimizer:
                 f"the optimizer state does not fit this model: it has {unknown[0]}, which the model has not",
                 fix="resume with the same --optimizer and model, or start a new run with --model",
             )
-        for p, optimizer in self._parameters():
-            own = fields.get(self._names[id(p)], {})
+        for name, own in fields.items():
+            p = self.named[name]
             for value in own.values():
                 if value.ndim and value.shape != p.shape:
-                    raise DataError(f"the optimizer state of {self._names[id(p)]} has another shape than the weight")
-            if own:
-                optimizer.state[p] = {k: self._placed(v, p) for k, v in own.items()}
+                    raise DataError(f"the optimizer state of {name} has another shape than the weight")
+            self._rule[p].state[p] = {field: self._placed(value, p) for field, value in own.items()}
 
     def _placed(self, value: Tensor, p: Tensor) -> Tensor:
         """A loaded value where the optimizer wants it: moments beside their weight; a step count, which is a number,
@@ -150,19 +137,9 @@ class Optimizer:
         """
         if value.ndim:
             return part(value.to(p.device, copy=True), p)
-        return value.to(p.device if _fused(self.named) else "cpu", copy=True)
-
-    def _parameters(self) -> Iterator[tuple[Tensor, torch.optim.Optimizer]]:
-        for optimizer in self.parts:
-            for g in optimizer.param_groups:
-                for p in g["params"]:
-                    yield p, optimizer
+        return value.to(p.device if self._fused else "cpu", copy=True)
 
 
 def _in_block(name: str) -> bool:
     """Muon is for matrices that map features to features, not for tables of tokens."""
     return ".layers." in name
-
-
-def _fused(named: dict[str, Tensor]) -> bool:
-    return all(p.device.type in ("cpu", "cuda") for p in named.values())

@@ -109,7 +109,9 @@ def facts(record: Record) -> dict[str, str]:
         "Last training loss": _text(last(rows, "loss"), "{:.4f}".format),
         "Steps": _of(rows[-1]["step"], info.get("steps")) if rows else None,
         "Steps left out": _skipped(rows),
-        "Survived": ", ".join(f"{count} × {kind}" for kind, count in Counter(e["kind"] for e in events(record)).items()),
+        "Survived": ", ".join(
+            f"{count} × {kind}" for kind, count in Counter(e["kind"] for e in events(record)).items()
+        ),
         "Tokens trained on": _text(last(rows, "tokens"), short),
         "Passes over the data": _text(last(rows, "epoch"), "{:.3g}".format),
         "Training time": _text(_longest(rows), spell_time),

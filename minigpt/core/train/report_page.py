@@ -112,7 +112,9 @@ def _events(records: Sequence[Record]) -> Iterator[str]:
         found = spread(events(record), MOST_SAMPLES * 4)
         if found and len(records) > 1:
             yield f"<h3>{_named(records, slot)}</h3>"
-        rows = [(str(e.get("time", "")).replace("T", " ")[:16], [e["kind"], record.prose(str(e["text"]))]) for e in found]
+        rows = [
+            (str(e.get("time", "")).replace("T", " ")[:16], [e["kind"], record.prose(str(e["text"]))]) for e in found
+        ]
         yield from _table([], rows)
     yield "</section>"
 

@@ -1,5 +1,8 @@
 """Master weights and the optimizer's state by name."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -76,6 +79,42 @@ def test_decay_is_on_matrices_only():
     for name, p in masters.named.items():
         factor = 1.0 if p.ndim < 2 else 1 - 0.5 * 0.1
         torch.testing.assert_close(p.detach(), before[name] * factor)
+
+
+@pytest.mark.parametrize("device_type", ["fused", "foreach"])
+def test_equals_torch_adamw_to_the_bit(device_type):
+    """Ten steps with changing rates: the same bits as torch.optim.AdamW with the same kernel."""
+    ours, theirs = Toy(), Toy()
+    masters = Masters(ours, torch.float32)
+    optimizer = Optimizer(masters.named, OptimConfig(weight_decay=0.1, beta1=0.8, beta2=0.9, eps=1e-6))
+    optimizer.rules[0].fused = device_type == "fused"
+    named = dict(theirs.named_parameters())
+    groups = [
+        {"params": [p for p in named.values() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=1.0, betas=(0.8, 0.9), eps=1e-6, **{device_type: True})
+    for i in range(10):
+        for group in reference.param_groups:
+            group["lr"] = 0.01 * (i + 1)
+        for model in (ours, theirs):
+            model.zero_grad()
+            model(IDS).backward()
+        optimizer.step(0.01 * (i + 1))
+        reference.step()
+    for name, p in masters.named.items():
+        assert torch.equal(p, named[name]), name
+
+
+def test_training_does_not_import_the_compiler():
+    """Two seconds a start that a run without --compile has no use for."""
+    code = (
+        "import sys, torch; from tests.core.train.test_optim import *; m = Masters(Toy(), torch.bfloat16);"
+        "o = Optimizer(m.named, OptimConfig(optimizer='muon')); m.model(IDS).backward(); o.step(1e-3);"
+        "torch.nn.utils.get_total_norm(m.gradients()); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_muon_takes_block_matrices_and_adamw_the_rest():

@@ -25,7 +25,7 @@ EXIT_MEANING = {
     Exit.BUG: "A fault of minigpt. The stack trace is printed; please report it.",
     Exit.USAGE: "A flag, a configuration value, or a run directory that is locked or already in use.",
     Exit.DATA: "Data, a checkpoint or the disk. The message names the file, and the line where there is one.",
-    Exit.MISSING: "A package or hardware that is not here, or a process of the run that has gone. The message says what to do.",
+    Exit.MISSING: "A package or hardware that is not here, or a lost process. The message says what to do.",
     Exit.OUT_OF_MEMORY: "Out of memory.",
     Exit.DIVERGED: "The loss is no longer a number. The last good checkpoint stands.",
     Exit.CHECK_FAILED: "A check found something, such as bad rows in `data check`.",

@@ -8,12 +8,12 @@ print(minigpt.Engine(model).complete("春風"))
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minigpt.core.infer.engine import Engine as Engine
     from minigpt.core.infer.model import Model as Model
-    from minigpt.core.infer.model import load as load
     from minigpt.core.report import Report
 
 __version__ = "0.1.0.dev0"
@@ -23,8 +23,18 @@ _TRAINING = ("pretrain", "sft")
 _LAZY = {
     "Engine": ("minigpt.core.infer.engine", "Engine"),
     "Model": ("minigpt.core.infer.model", "Model"),
-    "load": ("minigpt.core.infer.model", "load"),
 }
+
+
+def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
+    """Open a model: a run, a step, a Hugging Face folder, a `.gguf` or `.pth` file, or `hf:org/name`.
+
+    Raises the errors of `minigpt.core.errors`: what is missing, damaged, or not supported.
+    """
+    from minigpt.core.convert.open import open_model
+    from minigpt.core.infer.model import load as load_folder
+
+    return load_folder(open_model(path).path, device, dtype)
 
 
 def train(stage: str, report: Report | None = None, **options: Any) -> dict[str, Any]:
@@ -47,7 +57,7 @@ def train(stage: str, report: Report | None = None, **options: Any) -> dict[str,
 
 
 def __getattr__(name: str) -> Any:
-    """`load`, `Engine` and `Model` are imported when first used: `import minigpt` stays free of torch."""
+    """`Engine` and `Model` are imported when first used: `import minigpt` stays free of torch."""
     if name not in _LAZY:
         raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
     import importlib

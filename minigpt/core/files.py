@@ -138,15 +138,16 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk that takes no mo
 
 def disk_error(e: OSError, path: Path) -> DataError:
     """An OSError of a write as an error with a way out."""
+    place = "MINIGPT_CACHE" if cache_dir() in path.parents else "--out"
     fix = {
-        errno.ENOSPC: "free some space or point --out at another disk, then continue with --resume",
-        errno.EDQUOT: "free some of your quota or point --out at another disk, then continue with --resume",
+        errno.ENOSPC: f"free some space or point {place} at another disk, then continue with --resume",
+        errno.EDQUOT: f"free some of your quota or point {place} at another disk, then continue with --resume",
         errno.EFBIG: "raise the limit on the size of a file (ulimit -f), then continue with --resume",
-        errno.EACCES: "choose a directory you may write to with --out",
-        errno.EROFS: "choose a directory you may write to with --out",
-        errno.ENOENT: "choose a directory that can be created with --out",
-        errno.ENOTDIR: "choose another --out: a file stands where a directory is needed",
-        errno.EEXIST: "choose another --out: a file stands where a directory is needed",
+        errno.EACCES: f"choose a directory you may write to with {place}",
+        errno.EROFS: f"choose a directory you may write to with {place}",
+        errno.ENOENT: f"choose a directory that can be created with {place}",
+        errno.ENOTDIR: f"choose another {place}: a file stands where a directory is needed",
+        errno.EEXIST: f"choose another {place}: a file stands where a directory is needed",
     }.get(e.errno or 0)
     return DataError(f"could not write {path}: {e.strerror or e}", fix=fix)
 

@@ -194,9 +194,7 @@ class TrainConfig:
         advanced=True,
     )
     compile: bool = opt(False, "torch.compile the model (pays on CUDA)", panel="Run", advanced=True)
-    dry_run: bool = opt(
-        False, "show options, first row, memory and time, and stop", panel="Run", save=False
-    )
+    dry_run: bool = opt(False, "show options, first row, memory and time, and stop", panel="Run", save=False)
     nproc: int = opt(
         1,
         "processes on this machine; auto = one for each GPU",

@@ -181,6 +181,7 @@ class World:
         """A fault of the connection in words: who has gone, and why if it could still say so. None for other faults."""
         if self.size == 1 or isinstance(e, MinigptError) or not _is_connection(e):
             return None
+        _finish_speaking()
         deadline = time.monotonic() + 1.0  # whoever failed first has told already, or never will
         while time.monotonic() < deadline:
             for rank in range(self.size):
@@ -217,16 +218,23 @@ class World:
         """
         if self.size == 1:
             return
-        if e is None or self._parted or (isinstance(e, MinigptError) and e.code in AGREED):
+        fault = e
+        if e is None or self._agreed(e):
             self._leave(ending=e is not None)
-            fault = e
         else:
+            _finish_speaking()
             fault = self.explain(e) or e
             self._leave_word(fault)
         if self._told and isinstance(fault, Elsewhere):
             raise SystemExit(int(fault.code)) from e
         if fault is not None and fault is not e:
             raise fault from e
+
+    def _agreed(self, e: BaseException) -> bool:
+        """Whether the others know of this end, so that it can wait for them; a wish to end at once cannot."""
+        if isinstance(e, (Aborted, KeyboardInterrupt)):
+            return False
+        return self._parted or (isinstance(e, MinigptError) and e.code in AGREED)
 
     def _leave_word(self, fault: BaseException) -> None:
         """For those that will miss this process; and tell the fault with this process's number."""
@@ -240,7 +248,7 @@ class World:
     def _leave(self, ending: bool) -> None:
         """torchrun ends the others as soon as one process ends with a code of its own: so all wait for all.
 
-        ending: this process has nothing left to do but to tell the outcome, which no signal may cut short.
+        ending: this process has nothing left to do but to tell the outcome.
         """
         import torch.distributed as dist
 
@@ -251,8 +259,7 @@ class World:
             while not self._store.check(names) and time.monotonic() < deadline:
                 time.sleep(POLL)
             if ending:
-                with contextlib.suppress(ValueError):  # not in the main thread
-                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                _finish_speaking()
             dist.destroy_process_group()
         except RuntimeError:  # the machine that held the store is gone already
             return
@@ -274,6 +281,12 @@ def _file_store(store: Any, rank: int, size: int) -> Any:
         os.close(handle)
         store.set("minigpt", path)
     return dist.FileStore(store.get("minigpt").decode(), size)
+
+
+def _finish_speaking() -> None:
+    """From here on torchrun's SIGTERM, by which it answers the end of another process, does not cut this one short."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _tells(e: BaseException) -> bool:

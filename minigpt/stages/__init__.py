@@ -17,6 +17,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "sft": ("sft", "Fine-tune a model on conversations."),
     "generate": ("generate", "Complete prompts from the command line, a file or a pipe."),
     "chat": ("chat", "Talk with a model."),
+    "convert": ("convert", "Write a model for other programs: Hugging Face, llama.cpp, MiniMind."),
     "eval": ("evaluate", "Measure loss and bits per byte, or how many answers are right."),
     "data": ("data", "Look at data and check it before training."),
     "plot": ("plot", "Draw the curves of one run or several."),

@@ -63,11 +63,12 @@ def run(cfg: Config, context: Context) -> Result:
 
 def model_path(named: str | None, report: Report) -> Path:
     """The model folder that was named, else the newest run's. Checked before torch is imported."""
+    from minigpt.core.convert.open import open_model
     from minigpt.core.models.folder import resolve
     from minigpt.core.train.run import newest_run
 
     if named is not None:
-        return resolve(named)
+        return open_model(named, report).path
     newest = newest_run()
     if newest is None:
         raise UsageError(

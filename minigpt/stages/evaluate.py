@@ -49,9 +49,10 @@ def run(cfg: Config, context: Context) -> Result:
     """Score a model on what it has not seen. The table goes to stdout."""
     if cfg.model is None or not cfg.data:
         raise UsageError("eval needs a model and data", fix="minigpt eval -m runs/poems -d held-out.jsonl")
+    from minigpt.core.convert.open import open_model
     from minigpt.core.infer.model import load
 
-    model = load(cfg.model, cfg.device.device, cfg.device.dtype)
+    model = load(open_model(cfg.model, context.report).path, cfg.device.device, cfg.device.dtype)
     return answered(cfg, context, model) if cfg.answers else predicted(cfg, context, model)
 
 

@@ -51,10 +51,11 @@ def run(cfg: Config, context: Context) -> Result:
     if not cfg.prompt and not from_stdin:
         raise UsageError("generate needs a prompt", fix="give --prompt TEXT, or pipe lines into it")
 
+    from minigpt.core.convert.open import open_model
     from minigpt.core.infer.engine import Engine
     from minigpt.core.infer.model import load
 
-    model = load(cfg.model, cfg.device.device, cfg.device.dtype)
+    model = load(open_model(cfg.model, context.report).path, cfg.device.device, cfg.device.dtype)
     engine = Engine(model.decoder, model.tokenizer)
     count, kept = 0, []
     for batch in batches(cfg, from_stdin):

@@ -55,15 +55,20 @@ class Config:
 
 def run(cfg: Config, context: Context) -> Result:
     """Say what `path` is. Reads configurations, headers and logs; never weights or tokens."""
+    from minigpt.core.convert import hub
+    from minigpt.core.convert.open import open_model
+
     path = Path(cfg.path).expanduser()
-    facts = describe(path)
-    lines = [f"{path} is {ARTICLE[facts['kind']]}"]
+    foreign = hub.is_spec(cfg.path) or (path.is_file() and path.suffix.lower() in FOREIGN)
+    facts = describe(open_model(cfg.path, context.report).path if foreign else path)
+    lines = [f"{cfg.path} is {ARTICLE[facts['kind']]}" + (f", read from {facts['path']}" if foreign else "")]
     for part in ("run", "model", "tokenizer", "store"):
         if part in facts:
             lines += ["", *LINES[part](facts[part])]
     return Result("\n".join(lines), facts)
 
 
+FOREIGN = (".gguf", ".pth", ".pt")
 ARTICLE = {
     "run": "a run", "step": "a step of a run", "model": "a model folder", "tokenizer": "a tokenizer",
     "store": "a data store", "weights": "a weights file",

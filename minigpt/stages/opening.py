@@ -14,7 +14,7 @@ from typing import Any
 
 from minigpt.core.errors import MinigptError, UsageError
 from minigpt.core.files import RunLock
-from minigpt.core.report import Context
+from minigpt.core.report import Context, Report
 from minigpt.core.train import resume, track
 from minigpt.core.train.run import make, refuse_or_clear
 from minigpt.core.world import World
@@ -23,23 +23,23 @@ from minigpt.core.world import World
 def first_look(stage: str, cfg: Any) -> None:
     """Refuse what can be refused before any process is started: paths, and where the run is to be."""
     place = resume.place(stage, cfg.train.out, cfg.train.resume)
-    preflight(cfg, place.resuming)
+    preflight(cfg, place.resuming, Report())
     if cfg.train.out is not None:
         make(place.path)
 
 
 def open_run(
     stage: str, cfg: Any, context: Context, world: World, held: ExitStack
-) -> tuple[Any, dict[str, str], resume.Place]:
+) -> tuple[Any, dict[str, str], resume.Place, str | None]:
     """Check what was asked for, take the run directory, and find out what an earlier session was asked for.
 
     held: what must stay open as long as the run: the directory's lock.
-    Returns the options, where each came from, and the place.
+    Returns the options, where each came from, the place, and what --model was made of when that is not a folder.
     """
     origins = dict(context.origins)
     path, resuming, step = world.share(lambda: _place(stage, cfg.train, held).to_json())
     place = resume.Place(Path(path), resuming, step)
-    world.together(lambda: preflight(cfg, resuming))
+    made_of = world.first(lambda: preflight(cfg, resuming, context.report if world.leads else Report()))
     world.first(lambda: _claim(place.path, world, held))
     changes: list[str] = []
     if resuming:
@@ -54,7 +54,7 @@ def open_run(
         context.report.note("change", line)
     if not cfg.data.data:
         raise UsageError(f"{stage} needs data", fix="name a file, a directory or - with --data")
-    return cfg, origins, place
+    return cfg, origins, place, made_of
 
 
 def _place(stage: str, t: Any, held: ExitStack) -> resume.Place:
@@ -78,13 +78,14 @@ def _claim(path: Path, world: World, held: ExitStack) -> None:
         raise UsageError(f"{path} is not seen by every machine", fix="put --out on a disk that all machines share")
 
 
-def preflight(cfg: Any, resuming: bool) -> None:
+def preflight(cfg: Any, resuming: bool, report: Report) -> str | None:
     """What can be refused before torch is imported: paths that are not there. Makes paths absolute on the way.
 
     A resumed run needs its parent model no more, so that one may be gone.
+    Returns what the model was unpacked or fetched from: a file, or `hf:org/name@commit`; None for a folder.
     """
+    from minigpt.core.convert.open import is_pth, open_model
     from minigpt.core.data.reader import anchored, expand
-    from minigpt.core.models.folder import resolve
 
     track.check(cfg.train.track)
     if (cfg.data.data + cfg.data.val_data).count("-") > 1:
@@ -96,11 +97,16 @@ def preflight(cfg: Any, resuming: bool) -> None:
         except UsageError as e:
             raise UsageError(e.message.replace("--data", f"--{key.replace('_', '-')}"), fix=e.fix) from None
         setattr(cfg.data, key, paths)
-    if cfg.model is not None:
-        with contextlib.suppress(*([MinigptError] if resuming else [])):
-            cfg.model = absolute(str(resolve(cfg.model)))
     if cfg.data.tokenizer is not None:
         cfg.data.tokenizer = absolute(cfg.data.tokenizer)
+    made_of = None
+    if cfg.model is not None:
+        with contextlib.suppress(*([MinigptError] if resuming else [])):
+            raw = is_pth(cfg.model)
+            opened = open_model(cfg.model, report, tokenizer=cfg.data.tokenizer if raw else None)
+            made_of = opened.origin if opened.origin != cfg.model else absolute(cfg.model) if raw else None
+            cfg.model = absolute(str(opened.path))
+    return made_of
 
 
 def absolute(path: str) -> str:

@@ -48,8 +48,8 @@ def train(job: Job) -> Result:
     if job.cfg.train.nproc != 1 and "RANK" not in os.environ:
         raise UsageError("--nproc is the command line's", fix="run minigpt, or torchrun -m minigpt, from a shell")
     with World.open(job.cfg.device.device, job.cfg.train.rank_timeout) as world, ExitStack() as held:
-        cfg, origins, place = opening.open_run(job.stage, job.cfg, job.context, world, held)
-        session = Session(job, cfg, origins, place, world)
+        cfg, origins, place, made_of = opening.open_run(job.stage, job.cfg, job.context, world, held)
+        session = Session(job, cfg, origins, place, world, made_of)
         if not world.leads:
             session.job.context.report = Report()  # one process speaks
         return session.run()
@@ -64,6 +64,7 @@ class Session:
     origins: dict[str, str]
     place: resume.Place
     world: World = field(default_factory=World)
+    made_of: str | None = None  # the file or hub name that --model was made of
     started: float = field(default_factory=time.perf_counter)
 
     def run(self) -> Result:
@@ -73,6 +74,7 @@ class Session:
         self.saved: Any = None
         self.tracker = track.Tracker()
         self.tracked: dict[str, Any] = {}  # what run.json says of an earlier session's trackers
+        self.parent: dict[str, str] | None = None  # what run.json says of the model that an earlier session began with
         self.logged = 0  # last step in metrics.jsonl before this session
         try:
             self._prepare()
@@ -141,6 +143,7 @@ class Session:
             if (self.path / "run.json").exists():
                 old = read_json(self.path / "run.json")
                 self.tracked = {k: old[k] for k in ("trackers", "tracked") if k in old}
+                self.parent = old.get("parent")
             self.logged = max((row["step"] for row in self.log.rows()), default=0)
             self.saved = checkpoint.load_newest(self.path, self.report, self.place.from_step)
             if self.saved is None:
@@ -268,8 +271,11 @@ class Session:
     def _parent(self) -> dict[str, str] | None:
         if not self.cfg.model:
             return None
+        if self.saved is not None and self.parent:
+            return self.parent
         weights = Path(self.cfg.model) / "model.safetensors"
-        return {"path": self.cfg.model, "sha256": sha256(weights) if weights.exists() else ""}
+        made_of = {"origin": self.made_of} if self.made_of else {}
+        return {"path": self.cfg.model, **made_of, "sha256": sha256(weights) if weights.exists() else ""}
 
     # ------------------------------------------------------------------------------------------ the run
 

@@ -63,10 +63,19 @@ class Tokenizer:
             json.dumps({**self._json, "added_tokens": blank, "post_processor": None})
         )
         self._moved = {self._plain.token_to_id(t["content"]): int(t["id"]) for t in blank}  # the twin numbers them anew
+        self._inner = self._without_prefix(blank)
         control = [t for t in self._json["added_tokens"] if not t["content"].isspace()]
         self.added = {t["content"]: int(t["id"]) for t in control}
         self.eats_left = frozenset(t["content"] for t in control if t.get("lstrip"))  # spaces before the token
         self.eats_right = frozenset(t["content"] for t in control if t.get("rstrip"))
+
+    def _without_prefix(self, blank: list[dict[str, Any]]) -> tokenizers.Tokenizer | None:
+        """The twin for text in the midst of a line; None when it would be no other, as for all but old tokenizers."""
+        steps = {key: _unprefixed(self._json.get(key)) for key in ("normalizer", "pre_tokenizer")}
+        if all(steps[key] == self._json.get(key) for key in steps):
+            return None
+        raw = {**self._json, **steps, "added_tokens": blank, "post_processor": None}
+        return tokenizers.Tokenizer.from_str(json.dumps(raw))
 
     # ---------------------------------------------------------------------------------------- making
 
@@ -116,13 +125,13 @@ class Tokenizer:
         config = read_json(config_file) if config_file.is_file() else {}
         if (roles := folder / "special_tokens_map.json").is_file():
             config = {**{k: v for k, v in read_json(roles).items() if k in _ROLES}, **config}
-        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
+        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else _template(config)
         extra: list[int] = []
         for name in ("generation_config.json", "config.json"):
             eos = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
             extra += [eos] if isinstance(eos, int) else list(eos or ())
         try:
-            return cls(file.read_text(encoding="utf-8"), config, template if isinstance(template, str) else None, extra)
+            return cls(file.read_text(encoding="utf-8"), config, template, extra)
         except Exception as e:  # the library raises bare Exception for a file it cannot read
             raise DataError(f"{file} is not a tokenizer", found=str(e)) from None
 
@@ -134,6 +143,8 @@ class Tokenizer:
         (folder / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
         config = {**self.config, "tokenizer_class": "PreTrainedTokenizerFast"}  # the one that reads any tokenizer.json
         config.pop("chat_template", None)
+        if isinstance(config.get("extra_special_tokens"), list):  # transformers 5's key; 4 wants another type there
+            config["additional_special_tokens"] = config.pop("extra_special_tokens")
         (folder / "tokenizer_config.json").write_text(
             json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
         )
@@ -153,10 +164,14 @@ class Tokenizer:
         """Content as ids; never an added token's. DataError for half a character (a lone surrogate)."""
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of many texts, on all cores."""
+    def encode_batch(self, texts: Sequence[str], inner: bool = False) -> list[list[int]]:
+        """`encode` of many texts, on all cores.
+
+        inner: they go on where other text ended, so a tokenizer that puts a space before a text puts none here.
+        """
+        twin = self._inner if inner and self._inner is not None else self._plain
         try:
-            ids = [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+            ids = [e.ids for e in twin.encode_batch_fast(list(texts), add_special_tokens=False)]
         except TypeError:
             broken = next(t for t in texts if any("\ud800" <= c <= "\udfff" for c in t))
             raise DataError("the text holds half a character (a lone surrogate)", found=ascii(broken)) from None
@@ -175,6 +190,11 @@ class Tokenizer:
         return self._full.id_to_token(id)
 
     @cached_property
+    def prefixes_once(self) -> bool:
+        """It puts its space before the first text only, and not before those behind an added token."""
+        return '"prepend_scheme": "first"' in json.dumps(self._json.get("pre_tokenizer"))
+
+    @cached_property
     def is_byte_level(self) -> bool:
         """Each character of a vocabulary entry stands for one byte."""
         return '"ByteLevel"' in json.dumps([self._json.get("pre_tokenizer"), self._json.get("decoder")])
@@ -186,7 +206,7 @@ class Tokenizer:
         sizes = np.zeros(self.vocab_size, dtype=np.int64)
         for spelling, id in self._full.get_vocab(with_added_tokens=True).items():
             if id < len(sizes) and id not in added:
-                sizes[id] = len(spelling) if self.is_byte_level else len(self.decode([id]).encode())
+                sizes[id] = len(spelling) if self.is_byte_level else _bytes_of(spelling)
         return sizes
 
     # ---------------------------------------------------------------------------------------- roles
@@ -206,6 +226,15 @@ class Tokenizer:
         raise DataError(
             "the tokenizer names no end-of-document token", fix=f"add {DOCUMENT} or eos_token to its config"
         )
+
+    @property
+    def opening_id(self) -> int:
+        """The token before a text: the one that the tokenizer itself puts there (Llama's), else the document's."""
+        first = self._full.encode("a", add_special_tokens=True).ids[:1]
+        if first and first[0] in self.special_ids:
+            return first[0]
+        bos = self.role("bos_token") if self.config.get("add_bos_token") else None
+        return self.document_id if bos is None else bos
 
     @property
     def turn_end_id(self) -> int | None:
@@ -240,6 +269,39 @@ class Tokenizer:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def _template(config: dict[str, Any]) -> str | None:
+    """The chat template in tokenizer_config.json: one, or several by name of which the default is ours."""
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _unprefixed(step: Any) -> Any:
+    """A normalizer or pre-tokenizer of tokenizer.json that puts no space before the text."""
+    if not isinstance(step, dict):
+        return step
+    if step.get("type") == "Prepend":
+        return None
+    changed = dict(step)
+    for parts in ("normalizers", "pretokenizers"):
+        if parts in step:
+            changed[parts] = [part for part in map(_unprefixed, step[parts]) if part is not None]
+    if changed.get("add_prefix_space"):
+        changed["add_prefix_space"] = False
+    if "prepend_scheme" in changed:
+        changed["prepend_scheme"] = "never"
+    return changed
+
+
+def _bytes_of(spelling: str) -> int:
+    """Bytes of text behind an entry of a sentencepiece vocabulary: `▁` is a space, `<0xE4>` one byte."""
+    if len(spelling) == 6 and spelling.startswith("<0x") and spelling.endswith(">"):
+        return 1
+    return len(spelling.replace("▁", " ").encode())
+
+
 def _folder(path: Path) -> Path:
     """The directory that holds tokenizer.json: the path itself, its file, a run's tokenizer or its newest step."""
     if path.name == "tokenizer.json" and path.is_file():
@@ -249,6 +311,12 @@ def _folder(path: Path) -> Path:
             return candidate
     if not path.exists():
         raise DataError(f"the tokenizer {path} does not exist", fix="name a directory with tokenizer.json")
+    if (path / "tokenizer.model").is_file() or (path / "vocab.json").is_file():
+        raise DataError(
+            f"{path} has its tokenizer in an older form only",
+            found="no tokenizer.json",
+            fix=f"transformers writes it: AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})",
+        )
     raise DataError(f"{path} holds no tokenizer.json", fix="name a tokenizer's, a model's or a run's directory")
 
 

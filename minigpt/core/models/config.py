@@ -25,6 +25,35 @@ ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
+# Keys of other decoders that change the maths, none of which is implemented here → the values that change nothing.
+# transformers' Llama and Qwen3 ignore them as well; whoever wrote one meant it, so the model would be silently wrong.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (),
+    "partial_rotary_factor": (1.0,),
+    "rotary_pct": (1.0,),
+    "rope_interleaved": (False,),
+    "no_rope_layers": ([],),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "logit_scale": (1.0,),
+    "logits_scaling": (1.0,),
+    "embedding_multiplier": (1.0,),
+    "residual_multiplier": (1.0,),
+    "attention_multiplier": (),
+    "query_pre_attn_scalar": (),
+    "scale_emb": (1.0,),
+    "scale_depth": (),
+    "clip_qkv": (),
+    "alibi": (False,),
+    "use_sliding_window": (False,),
+    "parallel_attn": (False,),
+    "use_qk_norm": (False,),
+    "qk_layernorm": (False,),
+    "num_experts": (0, 1),
+    "num_local_experts": (0, 1),
+    "attention_chunk_size": (),
+}
+
 
 @dataclass(kw_only=True)
 class ModelConfig:
@@ -105,12 +134,15 @@ class ModelConfig:
         Keys without influence on the maths are ignored; those with an influence that is not implemented here are
         refused by name (UsageError).
         """
-        for key, only in {**cls.written, "quantization_config": None, "partial_rotary_factor": 1.0}.items():
-            if key in raw and raw[key] is not None and raw[key] != only:
+        neutral = NEUTRAL | {key: (value,) for key, value in cls.written.items()}
+        if "use_sliding_window" not in cls.written and raw.get("use_sliding_window") is not False:
+            neutral["sliding_window"] = ()  # a class without the switch: the window itself is one
+        for key, allowed in neutral.items():
+            if raw.get(key) is not None and raw[key] not in allowed:
                 raise UsageError(
                     f"{origin} sets `{key}`, which {cls.model_type} models do not support here",
                     found=f"{key}: {raw[key]!r}",
-                    fix=f"only {key}: {only!r} is supported",
+                    fix=f"only {key}: {allowed[0]!r} is supported" if allowed else f"only models without `{key}` are",
                 )
         if any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
             raise UsageError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.core.config import unknown_key
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.files import read_json, write_json
-from minigpt.core.models import architecture
+from minigpt.core.models import architecture, model_types
 from minigpt.core.models.presets import preset
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
@@ -125,10 +126,12 @@ def write(
     bos_token_id: int | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int | None = None,
+    dtype: str = "float32",
 ) -> None:
-    """Write `config.json`, `generation_config.json` and float32 `model.safetensors` into `folder`.
+    """Write `config.json`, `generation_config.json` and `model.safetensors` into `folder`.
 
     model: a Decoder or its state dict; names are Hugging Face's already, a tied head is stored once, as `embed_tokens`.
+    dtype: of the file: float32, bfloat16 or float16.
     Nothing here is atomic: build the folder inside `files.new_dir`.
     """
     import torch
@@ -137,11 +140,11 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokens = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-    hf = config.to_hf(**tokens)  # type: ignore[arg-type]
+    hf = config.to_hf(**tokens) | {"dtype": dtype, "torch_dtype": dtype}  # type: ignore[arg-type]
     write_json(folder / "config.json", hf)
     write_json(folder / "generation_config.json", {"_from_model_config": True, **{k: hf[k] for k in tokens}})
     state = model if isinstance(model, Mapping) else model.state_dict()
-    tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in state.items()}
+    tensors = {k: v.detach().to("cpu", getattr(torch, dtype)).contiguous() for k, v in state.items()}
     save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
 
 
@@ -149,12 +152,76 @@ def write(
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """The configuration of a resolved model folder, and the raw `config.json`."""
+    """The configuration of a resolved model folder, and the raw `config.json`.
+
+    DataError lists the supported classes when it is of another; UsageError names a key that is not implemented here.
+    """
     path = Path(folder) / "config.json"
     raw = read_json(path)
     if not isinstance(raw, dict) or "model_type" not in raw:
         raise DataError(f"{path} names no model_type", found=json.dumps(raw)[:200])
-    return architecture(raw["model_type"]).Config.from_hf(raw, str(path)), raw
+    kind, named = raw["model_type"], raw.get("architectures")
+    if kind not in model_types() or (named and architecture(kind).Config.architecture not in named):
+        raise DataError(
+            f"{path} is of a class that is not supported here",
+            found=f"model_type {kind}" + (f", architectures {', '.join(map(str, named))}" if named else ""),
+            fix=f"supported: {', '.join(f'{architecture(t).Config.architecture} ({t})' for t in model_types())}",
+        )
+    return architecture(kind).Config.from_hf(raw, str(path)), raw
+
+
+def expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model, in the model's order. A tied head has none of its own."""
+    return {name: tuple(p.shape) for name, p in _empty(config).state_dict().items()}
+
+
+def _empty(config: ModelConfig) -> Decoder:
+    """A model without memory for its parameters.
+
+    Filling them with numbers is skipped: it does nothing without memory, but makes torch import sympy, which takes
+    longer than everything else here.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    from minigpt.core.models.decoder import Decoder
+
+    class NoFilling(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__module__", None) == "torch.nn.init":
+                return kwargs["tensor"] if "tensor" in (kwargs or {}) else args[0]
+            return func(*args, **(kwargs or {}))
+
+    with torch.device("meta"), NoFilling():
+        return Decoder(config)
+
+
+def is_computed(name: str) -> bool:
+    """Old exports stored what is computed: the frequencies of the rotary embedding."""
+    return name.endswith("rotary_emb.inv_freq")
+
+
+def check_fit(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], tied: bool, where: str | Path
+) -> None:
+    """Refuse weights of which a name is missing or unknown, or a shape is another. DataError lists them.
+
+    tied: a copy of the embedding called `lm_head.weight` is no unknown name.
+    """
+    known = {name for name in found if not is_computed(name) and not (tied and name == HEAD)}
+    missing = [name for name in expected if name not in known]
+    unexpected = [name for name in found if name in known and name not in expected]
+    if missing or unexpected:
+        raise DataError(
+            f"{where}: the weights do not fit config.json",
+            found=f"missing: {_some(missing)}; unexpected: {_some(unexpected)}",
+        )
+    for name, shape in expected.items():
+        if tuple(found[name]) != tuple(shape):
+            raise DataError(
+                f"{where}: `{name}` has another shape than config.json says",
+                found=f"{tuple(found[name])}, expected {tuple(shape)}",
+            )
 
 
 def load(
@@ -167,12 +234,9 @@ def load(
     """
     import torch
 
-    from minigpt.core.models.decoder import Decoder
-
     folder = resolve(path)
     config, raw = read_config(folder)
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = _empty(config)
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     state = _read_weights(folder, shapes, config.tie_word_embeddings, torch.device(device), dtype or torch.float32)
     model.load_state_dict(state, strict=True, assign=True)
@@ -184,49 +248,37 @@ def load(
 def _read_weights(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], tied: bool, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Every tensor in `shapes` from the folder's files, names and shapes checked."""
+    """Every tensor in `shapes` from the folder's files. Names and shapes are checked before any is read."""
     import torch
     from safetensors import SafetensorError, safe_open
 
+    files = weight_files(folder)
     state: dict[str, Tensor] = {}
-    unexpected: list[str] = []
-    for file in _weight_files(folder):
-        try:
+    try:
+        found: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            with safe_open(str(file), framework="pt") as f:
+                found |= {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
+        check_fit(found, shapes, tied, folder)
+        for file in files:
             with safe_open(str(file), framework="pt") as f:
                 for name in f.keys():  # noqa: SIM118  (not a dict)
+                    if is_computed(name):
+                        continue
                     tensor = f.get_tensor(name)
-                    if name.endswith("rotary_emb.inv_freq"):  # old exports stored what is computed
-                        continue
-                    if name not in shapes and not (tied and name == "lm_head.weight"):
-                        unexpected.append(name)
-                        continue
                     if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
                         raise DataError(f"{file}: `{name}` is not stored as a float", found=str(tensor.dtype))
                     state[name] = tensor.to(device, dtype)
-        except (SafetensorError, OSError) as e:
-            raise DataError(
-                f"{file} cannot be read: it is damaged or was not copied whole", found=str(e), fix="copy it again"
-            ) from None
-    if tied and (head := state.pop("lm_head.weight", None)) is not None:
-        embedding = state.get("model.embed_tokens.weight")
-        if embedding is not None and not torch.equal(head, embedding):
-            raise DataError(f"{folder}: config.json ties the embeddings, but lm_head.weight differs from embed_tokens")
-    missing = [name for name in shapes if name not in state]
-    if missing or unexpected:
+    except (SafetensorError, OSError) as e:
         raise DataError(
-            f"{folder}: the weights do not fit config.json",
-            found=f"missing: {_some(missing)}; unexpected: {_some(unexpected)}",
-        )
-    for name, shape in shapes.items():
-        if tuple(state[name].shape) != shape:
-            raise DataError(
-                f"{folder}: `{name}` has another shape than config.json says",
-                found=f"{tuple(state[name].shape)}, expected {shape}",
-            )
+            f"{file} cannot be read: it is damaged or was not copied whole", found=str(e), fix="copy it again"
+        ) from None
+    if tied and (head := state.pop(HEAD, None)) is not None and not torch.equal(head, state[EMBEDDING]):
+        raise DataError(f"{folder}: config.json ties the embeddings, but {HEAD} differs from embed_tokens")
     return state
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The one safetensors file, or the shards that the index names."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
@@ -239,6 +291,9 @@ def _weight_files(folder: Path) -> list[Path]:
         if file.parent != folder or not file.is_file():
             raise DataError(f"{folder / INDEX} names a shard that is not in the folder", found=file.name)
     return files
+
+
+_weight_files = weight_files
 
 
 def _some(names: Sequence[str]) -> str:

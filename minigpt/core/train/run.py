@@ -111,16 +111,16 @@ class Run:
                     raise disk_error(e, path) from e
 
     def rows(self, name: str = "metrics") -> list[dict[str, Any]]:
-        """Complete rows of a log, in order. A line cut short by a crash is left out."""
+        """Complete rows of a log, in order. A line cut short by a crash, or of what a disk left there, is left out."""
         path = self.path / f"{name}.jsonl"
         if not path.exists():
             return []
         rows = []
         for line in path.read_bytes().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    rows.append(row)
         return rows
 
     def cut_logs(self, step: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -154,3 +156,13 @@ def test_half_precision_files(model_dir, stored):
         assert torch.equal(parameter, state[name].to(stored).float())
     half, _ = folder.load(model_dir, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_opening_imports_no_sympy(model_dir):
+    """torch imports it to fill tensors that have no memory, which would make every start more than a second longer."""
+    code = (
+        f"import sys; from minigpt.core.models import folder; folder.load({str(model_dir)!r});"
+        "print('sympy' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

@@ -1,0 +1,202 @@
+"""What we write, read by llama.cpp: the same tokens, the same probabilities, the same text."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from transformers import AutoTokenizer
+
+pytest.importorskip("gguf")
+pytest.importorskip("xllamacpp")
+
+from minigpt.core.convert import gguf_read, gguf_tokenizer, gguf_write
+from minigpt.core.data import chat
+from minigpt.core.data.tokenizer import TURN_END, Tokenizer
+from minigpt.core.infer.engine import Engine
+from minigpt.core.infer.sampling import SamplingParams
+from minigpt.core.models import folder, model_types
+from minigpt.core.models.decoder import Decoder
+from tests.conftest import tiny
+from tests.core.convert.llamacpp import LlamaCpp, mixed_texts
+
+ARCHITECTURES = model_types()
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_theta": 1e6},
+    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+    "yarn with its own factor": {
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "attention_factor": 1.3,
+        },
+    },
+    "llama3": {
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
+    },
+}  # fmt: skip
+
+
+@cache
+def tokenizer(thinking: bool = False) -> Tokenizer:
+    made = Tokenizer.train(mixed_texts(300, seed=1), 700)
+    made.chat_template = chat.template(thinking)
+    return made
+
+
+def save(path: Path, model: Decoder, tokens: Tokenizer | None = None) -> Path:
+    """A model folder as a step of a run is one."""
+    tokens = tokens or tokenizer()
+    roles = {"bos_token_id": tokens.role("bos_token"), "pad_token_id": tokens.pad_id}
+    folder.write(path, model, model.config, eos_token_id=tokens.eos_ids, **roles)
+    tokens.save(path)
+    return path
+
+
+def in_llama_cpp(tmp_path: Path, model: Decoder, quant: str = "f32", tokens: Tokenizer | None = None) -> LlamaCpp:
+    written = gguf_write.write(save(tmp_path / "model", model, tokens), tmp_path / "model.gguf", quant=quant)
+    return LlamaCpp(written.path)
+
+
+def prompts(vocab_size: int) -> list[list[int]]:
+    """Token ids, random but for the special ones, of several lengths."""
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(36, vocab_size, (n,), generator=generator).tolist() for n in (1, 2, 17, 200)]
+
+
+@torch.no_grad()
+def largest_difference(model: Decoder, other: LlamaCpp) -> float:
+    """Of the log-probabilities over the whole vocabulary, after every prompt."""
+    worst = 0.0
+    for ids in prompts(model.config.vocab_size):
+        x = torch.tensor([ids])
+        logits = model.head(model.hidden(x, torch.arange(len(ids))[None]))[0, -1]
+        theirs = torch.tensor(other.logprobs(ids, model.config.vocab_size))
+        worst = max(worst, float((logits.log_softmax(-1) - theirs).abs().max()))
+    return worst
+
+
+# ---------------------------------------------------------------------------------------------- tokens
+
+
+def trained_with(name: str) -> Tokenizer:
+    """A byte-level BPE tokenizer that splits text as llama.cpp's pre-tokenizer `name` does."""
+    known = gguf_tokenizer.PRE[name]
+    core = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=known.whole))
+    bare = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": known.steps}, "decoder": known.steps[-1]}
+    core = tokenizers.Tokenizer.from_str(json.dumps(json.loads(core.to_str()) | bare))
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=900,
+        special_tokens=["<|endoftext|>", TURN_END],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(mixed_texts(500, seed=2), trainer)
+    return Tokenizer(core.to_str(), {"bos_token": "<|endoftext|>", "eos_token": TURN_END})
+
+
+@pytest.mark.parametrize("name", gguf_tokenizer.PRE)
+def test_tokens(name, tmp_path):
+    """1,000 texts of many scripts, emoji, digits and spaces: the same ids in llama.cpp, transformers and here."""
+    tokens = tokenizer() if name == "gpt-2" else trained_with(name)
+    other = in_llama_cpp(tmp_path, tiny("llama", vocab_size=tokens.vocab_size + 7), tokens=tokens)  # 7 rows unused
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
+    texts = mixed_texts(1000)
+    ids = [theirs.encode(text, add_special_tokens=False) for text in texts]
+    assert [other.tokenize(text) for text in texts] == ids == tokens.encode_batch(texts)
+    assert [other.post("/detokenize", tokens=i)["content"] for i in ids[:50]] == [
+        tokens.decode(i, skip_special=False) for i in ids[:50]
+    ]
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_chat_template(thinking, tmp_path):
+    """The template in the file writes a conversation with tools and thoughts as it does here."""
+    tokens = tokenizer(thinking)
+    other = in_llama_cpp(tmp_path, tiny("llama", vocab_size=tokens.vocab_size), tokens=tokens)
+    tool = {"type": "function", "function": {"name": "add", "description": "加法", "parameters": {"type": "object"}}}
+    call = {"type": "function", "id": "a", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1 + 2？"},
+        {"role": "assistant", "content": "", "reasoning_content": "easy", "tool_calls": [call]},
+        {"role": "tool", "content": "3", "tool_call_id": "a"},
+        {"role": "assistant", "content": "3"},
+        {"role": "user", "content": "thanks 🙂"},
+    ]
+    for messages, tools in ((talk, [tool]), (talk[:2], None), (talk[1:2], None)):
+        for enabled in (False, True):
+            prompt = other.template(messages, tools=tools or [], chat_template_kwargs={"enable_thinking": enabled})
+            want = chat.render(tokens, messages, tools, generation_prompt=True, thinking=enabled).ids
+            assert other.tokenize(prompt, special=True) == want
+
+
+def test_every_end_token_ends(tmp_path):
+    """The turn's end and the document's: llama.cpp stops at each, and shows neither."""
+    tokens = tokenizer()
+    other = in_llama_cpp(tmp_path, tiny("llama", vocab_size=tokens.vocab_size), tokens=tokens)
+    assert len(tokens.eos_ids) == 2
+    for id in tokens.eos_ids:
+        answer = other.post("/completion", prompt=[50], n_predict=3, temperature=0, logit_bias=[[id, 1e4]])
+        assert (answer["stop_type"], answer["content"]) == ("eos", "")
+
+
+def test_markers_are_seen(tmp_path):
+    """`<think>` is a token of its own that shows in text: a program has to find it."""
+    tokens = tokenizer(True)
+    other = in_llama_cpp(tmp_path, tiny("llama", vocab_size=tokens.vocab_size), tokens=tokens)
+    bias = [[tokens.added["<think>"], 1e4]]
+    assert other.post("/completion", prompt=[50], n_predict=1, temperature=0, logit_bias=bias)["content"] == "<think>"
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("rope", ROPES)
+def test_logprobs(arch, rope, tmp_path):
+    """float32: every log-probability within 1e-4 of ours, for every kind of RoPE (measured: below 1e-5)."""
+    if rope == "llama3" and arch != "llama":
+        pytest.skip("llama.cpp reads these factors for llama alone")
+    tied = rope == "default"
+    model = tiny(arch, vocab_size=tokenizer().vocab_size, tie_word_embeddings=tied, head_dim=24, **ROPES[rope])
+    assert largest_difference(model, in_llama_cpp(tmp_path, model)) < 1e-4
+
+
+# llama.cpp rounds a layer's input to the type of its weights, so that files of few bits differ by their arithmetic too
+TOLERANCE = {"f16": 1e-2, "bf16": 1e-2, "q8_0": 3e-2, "q4_0": 3e-2}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("quant", TOLERANCE)
+def test_logprobs_of_fewer_bits(arch, quant, tmp_path):
+    """The file's numbers, computed here in float32, give llama.cpp's log-probabilities, the tail of 1e-3 included."""
+    model = tiny(arch, hidden_size=64, intermediate_size=96, vocab_size=tokenizer().vocab_size)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(0.5)  # log-probabilities over a range of a trained model's likely tokens
+    other = in_llama_cpp(tmp_path, model, quant)
+    model.load_state_dict(dict(gguf_read.read(tmp_path / "model.gguf").tensors()))
+    assert largest_difference(model, other) < TOLERANCE[quant]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_greedy(arch, tmp_path):
+    """The likeliest continuation of a text is the same, id for id."""
+    tokens = tokenizer()
+    model = tiny(arch, vocab_size=tokens.vocab_size)
+    other = in_llama_cpp(tmp_path, model)
+    given = prompts(tokens.vocab_size)
+    ours = Engine(model, tokens).generate(given, SamplingParams(max_tokens=40, temperature=0))
+    for prompt, completion in zip(given, ours, strict=True):
+        ids, text = other.greedy(prompt, 40)
+        assert [i for i in ids if i not in tokens.eos_ids] == completion.ids
+        assert text == completion.text

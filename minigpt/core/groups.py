@@ -96,7 +96,9 @@ class DataConfig:
 class OptimConfig:
     """How the weights move."""
 
-    lr: float | None = opt(None, "peak learning rate", panel="Optimisation", low=0.0, shown="auto by size and stage")
+    lr: float | None = opt(
+        None, "peak learning rate", panel="Optimisation", low=0.0, high=1e38, shown="auto by size and stage"
+    )
     schedule: str = opt(
         "wsd",
         "learning rate: cosine, linear, constant, or wsd = flat, then linear to zero",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 POLL = 0.02  # seconds between two looks at the store
 AGREED = (Exit.STOPPED, Exit.DIVERGED)  # every process comes to these ends by itself
+STARTED_BY = os.getppid()  # read before it can have died: by then this process has another parent
 FAREWELL = 120.0  # seconds that a finished process waits for the others before it leaves
 
 
@@ -41,7 +42,7 @@ class World:
     timeout: float = 300.0  # seconds a collective may take
     _store: Any = None
     _rounds: int = 0
-    _parted: bool = False  # all know that the work has failed
+    _parted: bool = False  # all know that the work has failed, and why
     _told: bool = False  # whoever failed has said so itself, on this machine
 
     @classmethod
@@ -115,7 +116,7 @@ class World:
             self._tell(name, e)
             if isinstance(e, MinigptError):
                 return self._failed(name, e)
-            self._parted = True
+            _finish_speaking()
             raise
         self._store.set(f"{name}/{self.rank}", "null")
         if any(self._outcome(name, rank) is not None for rank in range(self.size)):
@@ -134,10 +135,11 @@ class World:
 
     def _failed(self, name: str, own: MinigptError | None = None) -> Any:
         """Raise the fault of the first process that has one."""
-        self._parted = True
+        _finish_speaking()
         for rank in range(self.size):
             told = self._outcome(name, rank)
             if told is not None and told["message"]:
+                self._parted = not told["told"] and told["code"] != Exit.ABORTED  # else that one is leaving already
                 if rank == self.rank and own is not None and self.leads:
                     raise own
                 raise self._theirs(rank, told)
@@ -242,7 +244,7 @@ class World:
             return
         with contextlib.suppress(RuntimeError):
             self._store.set(f"fault/{self.rank}", json.dumps(_facts(fault, told=_tells(fault))))
-        if isinstance(fault, MinigptError) and _tells(fault):
+        if isinstance(fault, MinigptError) and _tells(fault) and not self.leads:
             fault.message, fault.local = f"rank {self.rank}: {fault.message}", True
 
     def _leave(self, ending: bool) -> None:

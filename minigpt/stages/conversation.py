@@ -142,7 +142,7 @@ class Conversation:
         """The whole conversation for a chat model, the last text alone for a base model. thinking: None = as set."""
         tokenizer = self.model.tokenizer
         if not self.model.is_chat:
-            return [tokenizer.document_id, *tokenizer.encode(messages[-1]["content"])]
+            return [tokenizer.opening_id, *tokenizer.encode(messages[-1]["content"])]
         from minigpt.core.data.chat import render
 
         wish = self.sample.think if thinking is None else thinking

@@ -296,7 +296,7 @@ def as_tokens(tokenizer: Tokenizer, record: Record, kind: str) -> Rendered:
     from minigpt.core.data.schema import Document
 
     if isinstance(record, Document):
-        ids = [tokenizer.document_id, *tokenizer.encode(record.text), tokenizer.document_id]
+        ids = [tokenizer.opening_id, *tokenizer.encode(record.text), tokenizer.document_id]
         return Rendered(ids, [False] + [True] * (len(ids) - 1))
     ids, mask = render(tokenizer, record.messages, record.tools or None)
     return Rendered(ids, mask if kind == "chat" else [False] + [True] * (len(ids) - 1))

@@ -138,7 +138,7 @@ def prompt_ids(model: Model, row: dict[str, Any], cfg: Config) -> list[int]:
             raise DataError(f"{where} has {fault.reason}{fault.detail}", found=str(asked), fix=fault.fix) from None
         ids = render(tokenizer, record.messages, record.tools, generation_prompt=True, thinking=cfg.sample.think).ids
     else:
-        ids = [tokenizer.document_id, *tokenizer.encode(row["prompt"])]
+        ids = [tokenizer.opening_id, *tokenizer.encode(row["prompt"])]
     context = model.decoder.config.max_position_embeddings
     if len(ids) >= context:
         raise DataError(

@@ -371,7 +371,7 @@ class Session:
             target,
             weights,
             self.model.config,
-            bos_token_id=self.tokenizer.document_id,
+            bos_token_id=self.tokenizer.opening_id,
             eos_token_id=list(self.tokenizer.eos_ids),
             pad_token_id=self.tokenizer.pad_id,
         )

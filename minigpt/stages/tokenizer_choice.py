@@ -36,6 +36,8 @@ def choose(
     own, note = run / "tokenizer", ""
     if saved is not None:
         tokenizer = Tokenizer.load(saved)
+        if origins.get("tokenizer") == "command line" and not cfg.train.allow_changes:
+            _refuse_another(tokenizer, str(cfg.data.tokenizer))
     elif cfg.data.tokenizer:
         tokenizer = Tokenizer.load(cfg.data.tokenizer)
     elif cfg.model:
@@ -52,6 +54,18 @@ def choose(
     elif not cfg.model:
         tokenizer.chat_template = None  # a base model does not know how to chat
     return tokenizer, note
+
+
+def _refuse_another(saved: Tokenizer, named: str) -> None:
+    """A run goes on with the tokenizer it began with, wherever that lies now."""
+    given = Tokenizer.load(named)
+    given.chat_template = saved.chat_template  # the run's own choice
+    if given.fingerprint != saved.fingerprint:
+        raise UsageError(
+            f"--tokenizer {named} is not the one that this run was trained with",
+            found=f"{given.fingerprint[:12]}, the run has {saved.fingerprint[:12]}",
+            fix="leave --tokenizer away, start a new run with another --out, or pass --allow-changes",
+        )
 
 
 def _train(cfg: Any, origins: dict[str, str], own: Path, report: Report) -> Tokenizer:

@@ -84,7 +84,7 @@ class Validation:
         if not s.cfg.train.sample_prompt:
             return self._beginnings(first)[:SHOWN] if first is not None else []
         if s.job.kind == "text":
-            return [(p, [s.tokenizer.document_id, *s.tokenizer.encode(p)]) for p in s.cfg.train.sample_prompt]
+            return [(p, [s.tokenizer.opening_id, *s.tokenizer.encode(p)]) for p in s.cfg.train.sample_prompt]
         return [
             (p, render(s.tokenizer, [{"role": "user", "content": p}], generation_prompt=True).ids)
             for p in s.cfg.train.sample_prompt

@@ -18,9 +18,15 @@ def test_codes_are_those_that_scripts_rely_on():
 
 
 def test_every_code_has_one_error_class():
-    """Each way to fail has its own class, code and kind."""
-    assert sorted(c.code for c in CLASSES) == sorted(e for e in Exit if e is not Exit.OK)
+    """Each way to fail has its own class, code and kind; the two faults of other processes borrow a code."""
+    borrowed = {errors.RankLost: Exit.MISSING, errors.Elsewhere: Exit.BUG}
+    assert sorted(c.code for c in CLASSES if c not in borrowed) == sorted(e for e in Exit if e is not Exit.OK)
+    assert {c: c.code for c in CLASSES if c in borrowed} == borrowed
     assert len({c.kind for c in CLASSES}) == len(CLASSES)
+
+
+def test_a_fault_of_another_process_brings_its_code():
+    assert errors.Elsewhere("rank 1: no", code=Exit.DATA).code == Exit.DATA and errors.Elsewhere.code == Exit.BUG
 
 
 @pytest.mark.parametrize("cls", CLASSES)

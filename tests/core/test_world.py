@@ -110,6 +110,18 @@ def test_share_gives_rank_0s_value_as_json_in_every_process_and_asks_it_once():
     assert found == [[{"step": 4, "path": ["花", None], "share": 0.1}, 2, None]] * 3 and asked == [0]
 
 
+def test_a_bug_in_common_work_is_told_where_it_is_and_nobody_waits(monkeypatch):
+    """Rank 1's bug, or its want of memory: it says so itself, rank 0 ends with its code and without words."""
+    for error, code in ((ZeroDivisionError, 1), (MemoryError, 5)):
+
+        def work(world, error=error):
+            with world:
+                world.together(lambda: fails({1}, error)(world))
+
+        zero, one = at_once(worlds(2), work)
+        assert type(one) is error and type(zero) is SystemExit and zero.code == code
+
+
 def test_many_rounds_in_a_row_do_not_mix():
     def work(world):
         return [(world.share(lambda i=i: i), world.together(lambda i=i: (world.rank, i))) for i in range(20)]
@@ -152,8 +164,14 @@ def test_a_bug_stays_a_bug_where_it_is_and_ends_the_others(rank):
 
 
 def test_an_interrupt_in_one_process_ends_all_with_130():
-    found = at_once(worlds(2), lambda w: w.together(lambda: fails({1}, KeyboardInterrupt)(w)))
-    assert type(found[1]) is KeyboardInterrupt and found[0].code == Exit.ABORTED
+
+    def work(world):
+        with world:
+            world.together(lambda: fails({1}, KeyboardInterrupt)(world))
+
+    zero, one = at_once(worlds(2), work)
+    assert type(one) is KeyboardInterrupt
+    assert type(zero) is Elsewhere and (zero.message, zero.code) == ("rank 1: interrupted", Exit.ABORTED)
 
 
 def test_first_is_rank_0_then_one_a_machine_then_the_rest():
@@ -210,6 +228,11 @@ def test_after_a_common_fault_all_leave_together(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------- the end
+
+
+def test_rank_0_tells_its_own_fault_without_its_number():
+    e = leave_with(worlds(2)[0], DataError("tokens.bin is cut short"))
+    assert e.message == "tokens.bin is cut short"
 
 
 def leave_with(world, e):

@@ -134,15 +134,16 @@ def kill_inside_writes(home, straight, out, numbers, startup):
         with launched(command(home, out), home / "cache", startup=startup) as launch:
             code, _, err = launch.end()
             assert code == -signal.SIGKILL, err
-        whole = {p.name for p in out.glob("step-*")}
-        assert list(out.glob(".step-*")) or newest(out).name not in max(whole), "not inside a write"
+        whole = sorted(p.name for p in out.glob("step-*"))
+        named = (out / "latest").read_text().strip() if (out / "latest").exists() else None
+        assert list(out.glob(".step-*")) or named != whole[-1], "not inside a write"
     finish(command(home, out), home / "cache")
     assert_same_run(straight, out)
 
 
 def test_killed_inside_a_checkpoint_write(home, straight, tmp_path):
-    """With half a directory, and with a whole one that nothing names yet."""
-    kill_inside_writes(home, straight, tmp_path / "run", [3, 33], tmp_path)
+    """The first write has 30 steps: with half a directory, and with a whole one that `latest` does not name yet."""
+    kill_inside_writes(home, straight, tmp_path / "run", [19, 30], tmp_path)
 
 
 @pytest.mark.slow
@@ -155,7 +156,7 @@ def test_killed_at_random_moments_5_times(trial, home, straight, tmp_path):
 @pytest.mark.parametrize("trial", range(5))
 def test_killed_inside_writes_5_times(trial, home, straight, tmp_path):
     rng = random.Random(trial)
-    kill_inside_writes(home, straight, tmp_path / "run", [rng.randint(1, 40) for _ in range(3)], tmp_path)
+    kill_inside_writes(home, straight, tmp_path / "run", [rng.randint(1, 60) for _ in range(3)], tmp_path)
 
 
 @pytest.mark.slow
@@ -225,6 +226,19 @@ def test_sigterm_to_torchrun_saves(home, straight, patience, tmp_path):
 
 def test_ranks_whose_launcher_is_killed_save_and_end(home, straight, patience, tmp_path):
     stopped_by(home, straight, tmp_path / "run", lambda launch: launch.child.kill(), patience, expect=-signal.SIGKILL)
+
+
+def test_ranks_whose_launcher_is_killed_before_the_first_step_end_too(home, patience, tmp_path):
+    """They hold the lock of the run by then; it is free again once they have gone."""
+    out = tmp_path / "run"
+    with launched(command(home, out), home / "cache") as launch:
+        launch.wait_for((out / ".lock").exists)
+        launch.child.kill()
+        launch.all_gone(2 * patience)
+        launch.end()
+    assert rows(out) == []
+    with RunLock(out):
+        pass
 
 
 # Every checkpoint takes a minute, unless something interrupts it.

@@ -73,18 +73,18 @@ def edited(file: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "named"),
+    ("file", "old", "new", "said"),
     [
-        ("config.json", '"rope_theta": 10000.0', '"rope_theta": 500000.0', "model"),
-        ("tokenizer.json", '"!": ', '"¬": ', "data, tokenizer"),
+        ("config.json", '"rope_theta": 10000.0', '"rope_theta": 500000.0', "trained on has changed: model\n"),
+        ("tokenizer.json", '"!": ', '"¬": ', "tok is not the one that this run was trained with\n"),
     ],
 )
-def test_another_model_or_tokenizer_of_the_same_size_is_refused(home, run, file, old, new, named):
+def test_another_model_or_tokenizer_of_the_same_size_is_refused(home, run, file, old, new, said):
     """Exit 2 naming which, before anything is touched; --allow-changes goes on with it."""
     edited(run / LAST / file, old, new)
     before = contents(run)
     code, _, err = run_cli(*pretrain(home, run))
-    assert code == 2 and f"what this run was trained on has changed: {named}\n" in err and "→" in err, err
+    assert code == 2 and said in err and "found" in err, err
     assert contents(run) == before
     code, _, err = run_cli(*pretrain(home, run, "--allow-changes"))
     assert code == 0, err

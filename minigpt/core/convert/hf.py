@@ -12,6 +12,7 @@ from typing import Any
 
 from minigpt.core.convert import weights
 from minigpt.core.data.tokenizer import Tokenizer
+from minigpt.core.errors import DataError
 from minigpt.core.files import read_json, write_json
 from minigpt.core.models import folder
 
@@ -24,11 +25,17 @@ def write(
     """Write the model folder `source` into the directory `out`: weights, configurations, tokenizer, template, card.
 
     dtype: float32, bfloat16 or float16; None keeps the source's. card: text of README.md; none when empty.
-    Returns the dtype written. Nothing here is atomic: build `out` inside `files.new_dir`.
+    Returns the dtype written. DataError: weights that do not fit, or a tokenizer with more tokens than the model.
+    Nothing here is atomic: build `out` inside `files.new_dir`.
     """
     config, raw = folder.read_config(source)
     stored = weights.checked(source)
     tokenizer = Tokenizer.load(source)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise DataError(
+            f"the tokenizer of {source} has {tokenizer.vocab_size:,} tokens, its model {config.vocab_size:,}",
+            fix="put the tokenizer there that the model was trained with",
+        )
     kept = dtype or weights.dtype_of(stored)
     out.mkdir(parents=True, exist_ok=True)
     roles: dict[str, Any] = {

@@ -316,15 +316,30 @@ def _escaper(literals: tuple[str, ...]) -> _Escaper:
 
 
 def _encode(tokenizer: Tokenizer, conversations: Sequence[Parts]) -> Iterator[Rendered]:
-    encoded = iter(tokenizer.encode_batch([t for parts in conversations for t, marker, _ in parts if not marker]))
+    contents = [content for parts in conversations for content in _contents(parts, tokenizer)]
+    encoded = {
+        inner: iter(tokenizer.encode_batch([text for text, within in contents if within is inner], inner=inner))
+        for inner in (False, True)
+    }
+    order = iter(contents)
     for parts in conversations:
         ids: list[int] = []
         mask: list[bool] = []
         for piece, marker, learnt in parts:
-            new = [tokenizer.added[piece]] if marker else next(encoded)
+            new = [tokenizer.added[piece]] if marker else next(encoded[next(order)[1]])
             ids += new
             mask += [learnt] * len(new)
         yield Rendered(ids, mask)
+
+
+def _contents(parts: Parts, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+    """Each text between markers, and whether it goes on in the midst of a line: behind another piece of text, or, for
+    tokenizers that put a space before the first text only, behind anything."""
+    within = False
+    for piece, marker, _ in parts:
+        if not marker:
+            yield piece, within
+        within = not marker or tokenizer.prefixes_once
 
 
 def _parts(text: str, escape: _Escaper, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, bool]]:

@@ -281,7 +281,7 @@ class _Builder:
         self.shapes: Counter[str] = Counter()
         self.documents = self.tokens = self.supervised = self.characters = self.unsupervised = self.read = 0
         self.templated = False
-        self._frame = tokenizer.document_id
+        self._opening, self._closing = tokenizer.opening_id, tokenizer.document_id
 
     def write(self, path: Path, key: str) -> None:
         """Make the store at `path`: there whole, or not at all."""
@@ -375,7 +375,7 @@ class _Builder:
         files[2].write(np.array(docs, dtype=_SAVED).tobytes())
 
     def _framed(self, record: Document, encoded: list[int]) -> _Piece:
-        ids = [self._frame, *encoded, self._frame]
+        ids = [self._opening, *encoded, self._closing]
         content = record.text.encode("utf-8")
         return _Piece(ids, b"\1" * len(ids), len(ids) - 1, len(content), len(record.text), content)
 

@@ -103,7 +103,7 @@ class Engine:
 
     def complete(self, text: str, params: SamplingParams | None = None) -> str:
         """Continue `text` as the beginning of a document."""
-        prompt = [self.tokenizer.document_id, *self.tokenizer.encode(text)]
+        prompt = [self.tokenizer.opening_id, *self.tokenizer.encode(text)]
         return self.generate([prompt], params or SamplingParams())[0].text
 
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int = 1) -> list[Completion]:

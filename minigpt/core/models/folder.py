@@ -293,9 +293,6 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-_weight_files = weight_files
-
-
 def _some(names: Sequence[str]) -> str:
     if not names:
         return "none"

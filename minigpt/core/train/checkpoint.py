@@ -151,6 +151,8 @@ def fault(folder: Path) -> str | None:
         files = manifest["files"]
         if manifest["digest"] != _digest(files):
             return f"{MANIFEST} does not match its own digest"
+        if not (folder / MANIFEST).read_bytes().endswith(b"\n"):  # all that JSON itself would not miss
+            return f"{MANIFEST} is cut short"
         for name, entry in files.items():
             path = folder / name
             if not path.is_file():

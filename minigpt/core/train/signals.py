@@ -10,22 +10,22 @@ from types import FrameType
 from typing import Any
 
 from minigpt.core.errors import Aborted
+from minigpt.core.world import STARTED_BY, is_follower
 
 
 class StopRequest:
     """Set by a signal, by the clock, or by the death of the process that started this one; the training loop reads it
     between steps.
 
-    max_seconds: None = no limit.
+    max_seconds: None = no limit. Of several processes rank 0 looks at the clock, so that it knows why they stop.
     """
 
     def __init__(self, max_seconds: float | None = None):
         self.reason: str | None = None
-        self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self._deadline = None if max_seconds is None or is_follower() else time.monotonic() + max_seconds
         self._max_seconds = max_seconds
         self._previous: dict[int, Any] = {}
         self._first: int | None = None
-        self._parent = os.getppid() if under_torchrun() else None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
@@ -50,7 +50,7 @@ class StopRequest:
     def __bool__(self) -> bool:
         if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = f"--max-time {self._max_seconds:g}s"
-        if self.reason is None and self._parent is not None and os.getppid() != self._parent:
+        if self.reason is None and under_torchrun() and os.getppid() != STARTED_BY:
             self.reason = "the end of what started it"
         return self.reason is not None
 

@@ -162,7 +162,7 @@ CHATS = [
 
 
 @pytest.mark.parametrize("chat", CHATS)
-@pytest.mark.parametrize("name", ["qwen3", "llama3", "smollm2"])
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "smollm2", "llama2", "mistral"])
 def test_ids_of_chats(both, name, chat):
     """Prompts and whole conversations in the model's own template: the ids are apply_chat_template's."""
     ours, theirs = both[name]
@@ -174,7 +174,7 @@ def test_ids_of_chats(both, name, chat):
     trained = render(ours, whole)
     assert trained.ids == list(theirs.apply_chat_template(whole, return_dict=True)["input_ids"])
     learnt = [i for i, learn in zip(trained.ids, trained.mask, strict=True) if learn]
-    end = {"llama3": "<|eot_id|>"}.get(name, "<|im_end|>")
+    end = {"llama3": "<|eot_id|>", "llama2": "</s>", "mistral": "</s>"}.get(name, "<|im_end|>")
     assert ours.decode(learnt, skip_special=False).endswith(f"Well, yes.{end}")
 
 

@@ -121,6 +121,13 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         hf.write(source, tmp_path / "out")
 
 
+def test_a_tokenizer_that_is_too_large_is_refused(tmp_path):
+    """It would index past the embedding's end."""
+    source = own(tmp_path / "ours", vocab_size=300)
+    with pytest.raises(DataError, match="320 tokens, its model 300"):
+        hf.write(source, tmp_path / "out")
+
+
 # ---------------------------------------------------------------------------------------------- the check itself
 
 

@@ -15,7 +15,7 @@ from tests.stages.ranks import finish, prepare, pretrain
 pytestmark = pytest.mark.dist
 
 STEPS = 200
-PART = 30  # steps of a run that goes on with another number of processes
+PART = 20  # steps of a run that goes on with another number of processes
 # 8 rows a step, more than eight passes over the data; the learning rate does not depend on the length of the run
 PACE = ["--batch-tokens", "384", "--schedule", "constant", "--warmup", "10", "--log-every", "1", "--eval-every", "100",
         "--save-every", "100"]  # fmt: skip
@@ -130,7 +130,7 @@ def alone_by_muon(home):
     return home / "muon"
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_muon_on_two_ranks(parallel, home, alone_by_muon):
     """Newton–Schulz runs in bfloat16, where the last bit of a gradient may become one part in 256 of an update."""
     out = home / f"muon-{parallel}"

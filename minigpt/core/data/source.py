@@ -30,7 +30,9 @@ class Order:
 
     def __init__(self, groups: Ints, weights: Mapping[int, float], seed: int):
         self.seed = seed
-        self.members = {int(g): np.flatnonzero(groups == g) for g in np.unique(groups)}
+        several = len(groups) and groups.min() < groups.max()
+        names = np.unique(groups) if several else groups[:1]
+        self.members = {int(g): np.flatnonzero(groups == g) for g in names}
         self.share = {
             g: max(1, round(weights.get(g, 1.0) * len(rows))) for g, rows in self.members.items() if weights.get(g, 1.0)
         }

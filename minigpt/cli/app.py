@@ -39,6 +39,7 @@ from minigpt.core.report import Context, Result
 from minigpt.core.world import is_follower
 
 DISTRIBUTION = "minigpt-lm"
+DEVELOPERS = ("dev", "parity")  # extras that hold more than a user needs
 VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "typer")
 REPORT_IT = (
     "This is a fault of minigpt, not yours. Please report it as CONTRIBUTING.md describes, with everything above "
@@ -173,11 +174,16 @@ def install_hint(package: str) -> str:
         listed = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
         listed = []
-    for line in listed:
-        found = re.match(r"([\w.-]+).*extra\s*==\s*['\"]([\w-]+)", line)
-        if found and re.sub(r"[-_.]+", "-", found[1]).lower() == wanted:
-            checkout = (Path(minigpt.__file__).parents[1] / "pyproject.toml").is_file()
-            return f"pip install '{'.' if checkout else DISTRIBUTION}[{found[2]}]'"
+    extras = [
+        found[2]
+        for line in listed
+        if (found := re.match(r"([\w.-]+).*extra\s*==\s*['\"]([\w-]+)", line))
+        and re.sub(r"[-_.]+", "-", found[1]).lower() == wanted
+    ]
+    if extras:
+        extra = next((extra for extra in extras if extra not in DEVELOPERS), extras[0])
+        checkout = (Path(minigpt.__file__).parents[1] / "pyproject.toml").is_file()
+        return f"pip install '{'.' if checkout else DISTRIBUTION}[{extra}]'"
     return f"pip install {wanted}"
 
 

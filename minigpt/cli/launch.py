@@ -97,9 +97,12 @@ def _outcome(codes: Mapping[int, int], handed_on: Collection[int] = ()) -> int:
     if telling or codes.get(0) == Exit.MISSING:
         return (telling or own)[0]
     rank, code = next(iter(codes.items()))
-    if all(-c in handed_on for c in codes.values()):
-        raise Aborted(f"stopped at once by {signal.Signals(-code).name}", fix="if a step was saved, --resume goes on")
-    why = f"rank {rank} was killed by {signal.Signals(-code).name}" if code < 0 else "rank 0 did not answer any more"
+    why = "rank 0 has gone or does not answer"
+    if code < 0:
+        name = signal.Signals(-code).name
+        if all(-c in handed_on for c in codes.values()):
+            raise Aborted(f"stopped at once by {name}", fix="if a step was saved, --resume goes on")
+        why = f"rank {rank} was killed by {name}"
     raise RankLost(
         why, fix="the newest saved step stands: go on with --resume; if memory ran out, with a smaller --batch-size"
     )

@@ -76,7 +76,8 @@ def test_the_exit_code_is_that_of_the_process_that_knows_why(codes, answer):
         ({1: KILL}, "rank 1 was killed by SIGKILL"),
         ({1: KILL, 0: TERM}, "rank 1 was killed by SIGKILL"),  # in that order: torchrun ended the other one
         ({0: KILL, 1: 4}, "rank 0 was killed by SIGKILL"),  # rank 1 knows that much, but only rank 0 speaks
-        ({1: 4, 0: KILL}, "rank 0 did not answer"),  # rank 1 gave up waiting, then torchrun gave up rank 0
+        ({2: 4, 3: 4}, "rank 0 has gone"),  # on another machine
+        ({1: 4, 0: KILL}, "rank 0 has gone or does not answer"),  # rank 1 gave up waiting, then torchrun gave up rank 0
     ],
 )
 def test_nobody_left_to_tell_means_the_launcher_does(codes, words):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import run_cli
-from tests.stages.killing import rows
-from tests.stages.ranks import finish, prepare, pretrain
+from tests.stages.killing import rows, size
+from tests.stages.ranks import finish, launched, prepare, pretrain
 
 pytestmark = pytest.mark.dist
 
@@ -113,6 +114,33 @@ FILES = ("model.safetensors", "trainer/optim.safetensors")
 
 def layout(files):
     return {(f, n): (tuple(t.shape), t.dtype) for f, tensors in files.items() for n, t in tensors.items()}
+
+
+@pytest.mark.slow
+def test_two_machines_are_one(home, alone):
+    """The same command once on each (here: twice on one), told how many there are and where to meet. A signal to either
+    stops both; run again, they go on. Only the machine of rank 0 speaks.
+    """
+    out = home / "machines"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = f"localhost:{free.getsockname()[1]}"
+    command = pretrain(home, out, *PACE, "--steps", STEPS, "--batch-size", "2", "--nnodes", "2", "--rdzv", where)
+
+    def machine():
+        return launched(command, home / "cache", nproc=1)
+
+    with machine() as first, machine() as second:
+        first.wait_for(lambda: size(out) > 0)
+        second.child.terminate()
+        ends = [launch.end() for launch in (first, second)]
+        assert [code for code, _, _ in ends] == [75, 75], ends
+    with machine() as first, machine() as second:
+        ends = [launch.end() for launch in (first, second)]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert sorted(told for _, told, _ in ends) == ["", f"{last(out, STEPS)}\n"]
+    assert sorted(bool(err) for _, _, err in ends) == [False, True]
+    compare(alone, out, 1e-5)
 
 
 @pytest.mark.slow

@@ -59,6 +59,7 @@ def supervise(words: Sequence[str], asked: Mapping[str, Any]) -> int | None:
     if hasattr(arguments, "signals_to_handle"):  # since torch 2.9; an older agent handles them all by itself
         arguments.signals_to_handle = "SIGUSR2" if hasattr(signal, "SIGUSR2") else "SIGTERM"
     with _registry() as folder, _handing_on(folder) as handed_on:
+        arguments.log_dir = str(folder / "torchrun")  # else its files stay behind
         try:
             torchrun.run(arguments)
         except ChildFailedError as e:
@@ -125,7 +126,7 @@ def _handing_on(folder: Path) -> Iterator[set[int]]:
     handed_on: set[int] = set()
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        started = [int(p.read_text(encoding="ascii") or 0) for p in folder.iterdir()]
+        started = [int(p.read_text(encoding="ascii") or 0) for p in folder.iterdir() if p.is_file()]
         if not all(started) or not started:
             raise Aborted("interrupted")
         handed_on.add(number)

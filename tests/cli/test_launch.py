@@ -118,6 +118,7 @@ def test_processes_register_and_signals_reach_them_all(tmp_path, monkeypatch):
             monkeypatch.setenv("RANK", rank)
             launch.register()
         assert sorted(p.name for p in folder.iterdir()) == ["0", "1"]
+        (folder / "torchrun").mkdir()  # its own files lie beside
         with monkeypatch.context() as patch, launch._handing_on(folder) as handed_on:
             patch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
             signal.raise_signal(signal.SIGTERM)

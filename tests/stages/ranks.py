@@ -41,12 +41,19 @@ def pretrain(home: Path, out: Path, *flags: object) -> list[str]:
     return ["pretrain", *map(str, given)]
 
 
+def temporary(cache: Path) -> Path:
+    """Where the processes of all launches put what is temporary."""
+    folder = cache.parent / "temporary"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 class Launch:
     """One command line and all processes that come of it."""
 
     def __init__(self, words: list[str], cache: Path, program: tuple[str, ...], startup: Path | None):
         self.mark = uuid.uuid4().hex
-        env = environment(cache) | {MARK: self.mark}
+        env = environment(cache) | {MARK: self.mark, "TMPDIR": str(temporary(cache))}
         if startup is not None:
             env["PYTHONPATH"] = str(startup)
         self.child = subprocess.Popen(

@@ -78,7 +78,8 @@ def _guarded(words: list[str], console: Console) -> int:
         fault = _known(e)
         if fault is None:
             console.raw(traceback.format_exc())
-            fault = MinigptError(f"{type(e).__name__}: {e}", fix=REPORT_IT)
+            whose = f"rank {os.environ['RANK']}: " if is_follower() else ""
+            fault = MinigptError(f"{whose}{type(e).__name__}: {e}", fix=REPORT_IT)
             fault.local = True
         if is_follower() and not fault.local:  # rank 0 tells
             return fault.code

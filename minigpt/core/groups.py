@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt.core.config import duration, opt
+from minigpt.core.config import duration, number, opt
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -23,7 +24,15 @@ def split_docs_option(**more: Any) -> Any:
 
 def number_or_auto(value: Any) -> int:
     """A whole number; `auto` is 0."""
-    return 0 if value == "auto" else int(value)
+    if value == "auto":
+        return 0
+    try:
+        found = number(str(value))
+    except ValueError:
+        found = math.nan
+    if not found.is_integer():
+        raise ValueError("is neither a whole number nor auto")
+    return int(found)
 
 
 @dataclass

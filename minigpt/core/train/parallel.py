@@ -34,9 +34,7 @@ class Alone:
 
     def masters(self, model: nn.Module) -> Masters:
         """The float32 weights behind a model; changes the model in place."""
-        self.model = model
-        self._masters = Masters(model, self.runtime.dtype)
-        return self._masters
+        return Masters(model, self.runtime.dtype)
 
     def before_backward(self, last: bool) -> None:
         """last: this micro-batch is the step's last one."""
@@ -88,8 +86,7 @@ class Shards(Alone):
             fully_shard(block, **options)
         fully_shard(model, **options)
         self.model = model
-        self._masters = Masters(model, torch.float32)  # the shards are the masters; torch casts what it gathers
-        return self._masters
+        return Masters(model, torch.float32)  # the shards are the masters; torch casts what it gathers
 
     def before_backward(self, last: bool) -> None:
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]

@@ -26,15 +26,22 @@ _LAZY = {
 }
 
 
-def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
+def load(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    quant: str = "none",
+    rope_scaling: str | None = None,
+) -> Model:
     """Open a model: a run, a step, a Hugging Face folder, a `.gguf` or `.pth` file, or `hf:org/name`.
 
+    quant: `int8` computes with 8-bit weights, on a CPU. rope_scaling: `yarn:4` makes the context four times as long.
     Raises the errors of `minigpt.core.errors`: what is missing, damaged, or not supported.
     """
     from minigpt.core.convert.open import open_model
     from minigpt.core.infer.model import load as load_folder
 
-    return load_folder(open_model(path).path, device, dtype)
+    return load_folder(open_model(path).path, device, dtype, quant, rope_scaling)
 
 
 def train(stage: str, report: Report | None = None, **options: Any) -> dict[str, Any]:

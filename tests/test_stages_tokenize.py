@@ -8,7 +8,8 @@ import pytest
 
 from minigpt.core.data.store import Store
 from minigpt.core.data.tokenizer import Tokenizer
-from tests.conftest import run_cli
+from minigpt.core.models import folder
+from tests.conftest import run_cli, tiny
 
 LINES = [
     "the quick brown fox jumps over the lazy dog",
@@ -86,6 +87,23 @@ def test_encode_from_the_command_line(tok):
     assert out == "".join(" ".join(map(str, tokenizer.encode(t))) + "\n" for t in ("the fox", "春"))
     assert run_cli("tokenize", "encode", "-t", tok, "--control", "a<|im_end|>")[1].split()[-1] == "2"
     assert run_cli("tokenize", "encode", "-t", tok / "tokenizer.json", "the fox")[1] == out.split("\n")[0] + "\n"
+
+
+def test_a_model_in_any_form_has_a_tokenizer(tok, tmp_path):
+    """--tokenizer takes what --model takes, here and in `data preview`."""
+    gguf_write = pytest.importorskip("minigpt.core.convert.gguf_write")
+    model = tiny("llama", vocab_size=340)
+    folder.write(tmp_path / "m", model, model.config)
+    Tokenizer.load(tok).save(tmp_path / "m")
+    gguf_write.write(tmp_path / "m", tmp_path / "m.gguf")
+    assert run_cli("tokenize", "encode", "-t", tmp_path / "m.gguf", LINES[1]) == run_cli(
+        "tokenize", "encode", "-t", tok, LINES[1]
+    )
+    (tmp_path / "a.jsonl").write_text('{"text": "fox"}\n')
+    shown = run_cli("data", "preview", "-t", tmp_path / "m.gguf", tmp_path / "a.jsonl")
+    assert shown[0] == 0 and "340 tokens in the vocabulary" in shown[1], shown
+    code, _, err = run_cli("tokenize", "decode", "-t", "hf:org", "1")
+    assert code == 2 and "hf:org/name" in err
 
 
 def test_pieces_show_text_and_bytes(tok):

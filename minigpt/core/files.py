@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
 
 
 def cache_dir() -> Path:
-    """Where token stores and spooled input live: $MINIGPT_CACHE, else the platform's cache directory."""
+    """Where token stores and unpacked models live: $MINIGPT_CACHE, else the platform's cache directory."""
     if chosen := os.environ.get("MINIGPT_CACHE"):
         return Path(chosen).expanduser()
     if os.name == "nt":
@@ -88,6 +88,23 @@ def cache_dir() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "minigpt"
+
+
+def remembered_sha256(path: Path) -> str:
+    """sha256 of a file, kept in the cache for as long as its size and time of change stay the same."""
+    stat = path.stat()
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+    memo = cache_dir() / "hashes" / f"{name}.json"
+    stamp = [stat.st_size, stat.st_mtime_ns]
+    try:
+        known = json.loads(memo.read_text(encoding="utf-8"))
+        if known["stamp"] == stamp:
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    digest = sha256(path)
+    write_json(memo, {"path": str(path.resolve()), "stamp": stamp, "sha256": digest})
+    return digest
 
 
 @contextlib.contextmanager
@@ -131,6 +148,27 @@ def new_dir(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path of the same name, in a directory of its own beside `path`, to be written and moved to `path`.
+
+    The file is synced before it is moved, so a reader sees the old one or the whole new one; other files that the block
+    leaves in that directory are deleted. DataError (exit 3) names `path` when the disk refuses.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
+            work = Path(folder) / path.name
+            yield work
+            with open(work, "rb+") as f:
+                os.fsync(f.fileno())
+            os.replace(work, path)
+        fsync_dir(path.parent)
+    except OSError as e:
+        raise disk_error(e, path) from e
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk that takes no more answers

@@ -242,6 +242,44 @@ class TrainConfig:
     )
 
 
+QUANTS = ("none", "int8")
+SCALINGS = ("yarn", "linear")
+
+
+def rope_scaling(value: Any) -> tuple[str, float]:
+    """`yarn:4` → ("yarn", 4.0)."""
+    kind, _, factor = str(value).partition(":")
+    try:
+        times = float(factor)
+    except ValueError:
+        times = 0.0
+    if kind not in SCALINGS or not 1 <= times <= 1024:
+        raise ValueError("is no method and factor such as yarn:4, which makes the context four times as long")
+    return kind, times
+
+
+def _checked_scaling(value: Any) -> str:
+    rope_scaling(value)
+    return str(value)
+
+
+@dataclass
+class LoadConfig:
+    """How to use a model's weights. One group wherever text is generated or scored."""
+
+    quant: str = opt(
+        "none", "int8 = 8-bit weights: the fastest on a CPU, a little less exact", panel="Model", choices=QUANTS
+    )
+    rope_scaling: str | None = opt(
+        None,
+        "a longer context than the model was trained on: yarn:4 for four times",
+        panel="Model",
+        metavar="KIND:N",
+        parse=_checked_scaling,
+        shown="the model's own",
+    )
+
+
 @dataclass
 class SampleConfig:
     """How to choose the next token. One group wherever text is generated."""
@@ -255,5 +293,23 @@ class SampleConfig:
         0.0, "drop tokens below this share of the likeliest one", panel="Sampling", low=0.0, high=1.0, advanced=True
     )
     repetition_penalty: float = opt(1.0, "above 1 discourages tokens already there", panel="Sampling", low=0.01)
+    presence_penalty: float = opt(
+        0.0, "above 0 discourages tokens that the answer has", panel="Sampling", low=-2.0, high=2.0, advanced=True
+    )
+    frequency_penalty: float = opt(
+        0.0, "the same, for each time that it has them", panel="Sampling", low=-2.0, high=2.0, advanced=True
+    )
     stop: list[str] = opt([], "end at this text (repeatable); it is not printed", panel="Sampling", metavar="TEXT")
+    form: str | None = opt(
+        None,
+        "hold the answer to json, regex:PATTERN, choice:a|b or schema:FILE",
+        panel="Sampling",
+        metavar="FORM",
+        advanced=True,
+    )
     think: bool | None = opt(None, "let a thinking model think, or not", panel="Sampling", shown="the template's own")
+
+    @property
+    def thinks(self) -> bool | None:
+        """What to ask of the chat template. A form holds from an answer's first token, so there is no thought then."""
+        return False if self.form is not None and self.think is None else self.think

@@ -12,7 +12,7 @@ from typing import NamedTuple, TextIO
 
 from minigpt.core.config import group, opt
 from minigpt.core.errors import MinigptError, UsageError
-from minigpt.core.groups import CommonConfig, DeviceConfig, SampleConfig
+from minigpt.core.groups import CommonConfig, DeviceConfig, LoadConfig, SampleConfig
 from minigpt.core.report import Context, Report, Result
 from minigpt.stages.conversation import Conversation
 
@@ -35,6 +35,10 @@ class Config:
     )
     prompt: str | None = opt(None, "ask this once and end", short="-p", panel="Data", metavar="TEXT")
     system: str | None = opt(None, "system message", panel="Data", metavar="TEXT")
+    tools: list[str] = opt(
+        [], "let the model call this demonstration tool (repeatable); on = all of them", panel="Data", metavar="NAME"
+    )
+    load: LoadConfig = group(LoadConfig)
     sample: SampleConfig = group(SampleConfig)
     device: DeviceConfig = group(DeviceConfig)
     common: CommonConfig = group(CommonConfig)
@@ -47,13 +51,17 @@ def run(cfg: Config, context: Context) -> Result:
     from minigpt.core.infer.engine import Engine
     from minigpt.core.infer.model import load
 
-    model = load(path, cfg.device.device, cfg.device.dtype)
+    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling)
     if not model.is_chat:
         report.warn(
             f"{model.path} is a base model: it continues your text instead of answering",
             fix=f"to make it answer: minigpt sft -m {model.path} -d conversations.jsonl",
         )
-    chat = Conversation(Engine(model), model, cfg.sample, cfg.device.seed, cfg.system)
+    chat = Conversation(Engine(model, rows=1), model, cfg.sample, cfg.device.seed, cfg.system)
+    if cfg.tools:
+        switch_tools(chat, cfg.tools, "--tools")
+        if not chat.can_call:
+            report.warn("this model's chat template shows no tools, so none will be called")
     if cfg.prompt is not None:
         chat.ask(cfg.prompt, report)
     else:
@@ -284,6 +292,36 @@ def think(chat: Conversation, value: str, report: Report) -> None:
     report.note("think", state + ("" if chat.can_think else "; but this model's chat template has no thinking"))
 
 
+def tools(chat: Conversation, value: str, report: Report) -> None:
+    needs_chat_model(chat, "tools")
+    if value:
+        switch_tools(chat, value.replace(",", " ").split(), "/tools")
+    from minigpt.core.infer.tools import demo_tools
+
+    rows = [
+        f"  {'on ' if name in chat.tools else 'off'}  {name:<14}  {tool.description}"
+        for name, tool in demo_tools().items()
+    ]
+    states = "on" if chat.tools else "off"
+    unseen = "; but this model's chat template shows no tools" if chat.tools and not chat.can_call else ""
+    report.note("tools", "\n".join([states + unseen, *rows]))
+
+
+def switch_tools(chat: Conversation, wanted: list[str], where: str) -> None:
+    """Let the model call the tools of these names and no others; `on` = all, `off` = none. where: for an error."""
+    needs_chat_model(chat, "tools")
+    from minigpt.core.infer.tools import demo_tools
+
+    known = demo_tools()
+    words = [word.lower() for word in wanted]
+    names = {"on": [*known], "off": []}.get(words[0], words) if len(words) == 1 else words
+    if unknown := [name for name in names if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"{where} knows no tool {unknown[0]}", fix=f"{meant}on, off, or of {', '.join(known)}")
+    chat.tools = {name: known[name] for name in names}
+
+
 def tokens(chat: Conversation, value: str, report: Report) -> None:
     if chat.model.is_chat:
         used = chat.tokens()
@@ -313,6 +351,7 @@ COMMANDS = {
     "/load": Command(load_file, "FILE", "go on from a conversation in a file"),
     "/temp": Command(temperature, "[VALUE]", "show or set the temperature; 0 = greedy"),
     "/think": Command(think, "[on|off|auto]", "show or set whether a thinking model thinks; auto = the template's own"),
+    "/tools": Command(tools, "[on|off|NAME…]", "show or set which demonstration tools the model may call"),
     "/tokens": Command(tokens, "", "tokens of the conversation and of the last answer, and its speed"),
     "/exit": Command(leave, "", "leave, as Ctrl-D does"),
     "/quit": Command(leave, "", "the same"),

@@ -5,24 +5,29 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.groups import SampleConfig
-from minigpt.core.infer.thinking import OPEN, ThinkSplitter, split
+from minigpt.core.infer.reply import Reply, ToolCall, parse
+from minigpt.core.infer.thinking import OPEN
 from minigpt.core.report import Report
+from minigpt.stages.voice import Voice
 
 if TYPE_CHECKING:
     from minigpt.core.data import schema
     from minigpt.core.infer.engine import Engine
     from minigpt.core.infer.model import Model
+    from minigpt.core.infer.tools import Tool
 
 Message = dict[str, Any]
 SUFFIXES = (".jsonl", ".json")  # a file of another name would be read as plain text
 _LOADABLE = "name a file with one conversation, such as /save writes"
+MOST_ROUNDS = 8  # of calling tools before an answer
+_SHOWN = 200  # characters of a call's arguments, and of its result
 _TAIL = 16  # tokens at a prompt's end that surely hold an opening tag, even if it is spelled letter by letter
 
 
@@ -30,7 +35,8 @@ class Conversation:
     """Messages so far, and the engine that answers them.
 
     sample: how to answer; may be changed between two answers. seed: of the first answer, each later one adds 1.
-    last: the newest answer, for its figures.
+    tools: that the model may call, by name. loaded_tools: descriptions that came with a conversation from a file; the
+    model sees them too. last: the newest answer, for its figures.
     """
 
     def __init__(self, engine: Engine, model: Model, sample: SampleConfig, seed: int = 0, system: str | None = None):
@@ -39,7 +45,8 @@ class Conversation:
         self.sample = sample
         self.seed = seed
         self.messages: list[Message] = []
-        self.tools: list[dict[str, Any]] = []
+        self.tools: dict[str, Tool] = {}
+        self.loaded_tools: list[dict[str, Any]] = []
         self.last: Answer | None = None
         if system:
             self.set_system(system)
@@ -61,9 +68,16 @@ class Conversation:
         self.messages = [*([{"role": "system", "content": text}] if text else []), *spoken]
 
     def reset(self) -> None:
-        """Forget everything but the system message."""
+        """Forget everything but the system message and the tools that are on."""
         self.messages = self.messages[:1] if self.system is not None else []
-        self.tools = []
+        self.loaded_tools = []
+
+    @property
+    def described_tools(self) -> list[dict[str, Any]]:
+        """What the model is told of tools."""
+        functions = [tool["function"] for tool in self.loaded_tools]
+        loaded = [function.get("name") for function in functions if isinstance(function, dict)]
+        return [*self.loaded_tools, *(tool.schema for name, tool in self.tools.items() if name not in loaded)]
 
     def tokens(self) -> int:
         """Length of the conversation as a chat model would read it next."""
@@ -94,28 +108,64 @@ class Conversation:
         self._answer(self.messages[: asked + 1], report)
 
     def _answer(self, messages: list[Message], report: Report) -> None:
+        """Let the model speak, and run the tools that it calls, until it has answered."""
+        for past in range(MOST_ROUNDS):  # rounds of calls
+            asked_at = time.perf_counter()
+            messages, ids = self._fitting(messages, report)
+            answer = Answer(self._opens_thought(ids), asked_at)
+            try:
+                self._stream(ids, answer, report)
+                reply = answer.reply()
+                results = self._run(reply, report)
+            except KeyboardInterrupt:
+                said = answer.interrupted()
+                if said or past:
+                    self._remember([*messages, *said], answer)
+                raise
+            messages = [*messages, reply.message(), *results]
+            if not results:
+                self._remember(messages, answer)
+                return
+        self._remember(messages, answer)
+        report.warn(
+            f"the model has called tools {MOST_ROUNDS} times without an answer: it is stopped",
+            fix="ask in another way, or switch tools off with /tools",
+        )
+
+    def _stream(self, ids: list[int], answer: Answer, report: Report) -> None:
+        """Show one answer while it comes."""
         from minigpt.stages.generate import sampling
 
-        asked_at = time.perf_counter()
-        messages, ids = self._fitting(messages, report)
-        answer = Answer(self._opens_thought(ids), asked_at)
         params = sampling(self.sample, self.seed)
         self.seed += 1
-        voice = _Voice(report, answer.opened)
+        voice = Voice(report, answer.opened, calls=bool(self.tools))
+        interrupted = True
         try:
             for piece in self.engine.stream(ids, params):
                 answer.add(piece)
                 voice.say(piece)
-        except KeyboardInterrupt:
-            if answer.pieces:
-                self._remember(messages, answer)
-            raise
+            interrupted = False
         finally:
-            voice.finish()
-        self._remember(messages, answer)
+            voice.finish(interrupted)
+
+    def _run(self, reply: Reply, report: Report) -> list[Message]:
+        """What the tools say that were called, as messages; none where tools are off. Each call is told."""
+        if not self.tools:
+            return []
+        for fault in reply.faults:
+            report.warn(f"the answer has {fault}: it stays text")
+        return [self._result(call, report) for call in reply.tool_calls]
+
+    def _result(self, call: ToolCall, report: Report) -> Message:
+        from minigpt.core.infer import tools
+
+        result = tools.call(self.tools, call.name, call.arguments)
+        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        report.note("tool", f"{call.name} {_cut(arguments)} → {_cut(result)}")
+        return {"role": "tool", "content": result}
 
     def _remember(self, messages: list[Message], answer: Answer) -> None:
-        self.messages, self.last = [*messages, remembered(answer.text, answer.opened)], answer
+        self.messages, self.last = messages, answer
 
     def _fitting(self, messages: list[Message], report: Report) -> tuple[list[Message], list[int]]:
         """The messages that fit and their prompt; the oldest turns of a long conversation are forgotten, aloud."""
@@ -129,7 +179,7 @@ class Conversation:
             if shorter is None:
                 raise DataError(
                     f"this message makes {len(ids):,} tokens, and the context has {self.context:,}: it is left out",
-                    fix="shorten it",
+                    fix="shorten it" + (", or show the model fewer tools with /tools NAME" if self.tools else ""),
                 )
             messages = shorter
             dropped += 1
@@ -138,15 +188,21 @@ class Conversation:
             report.warn(f"the conversation has outgrown the context: the oldest {oldest} forgotten")
         return messages, ids
 
-    def _prompt(self, messages: list[Message], thinking: bool | None = None) -> list[int]:
-        """The whole conversation for a chat model, the last text alone for a base model. thinking: None = as set."""
+    def _prompt(
+        self, messages: list[Message], thinking: bool | None = None, tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """The whole conversation for a chat model, the last text alone for a base model.
+
+        thinking, tools (descriptions): None = as set.
+        """
         tokenizer = self.model.tokenizer
         if not self.model.is_chat:
             return [tokenizer.opening_id, *tokenizer.encode(messages[-1]["content"])]
         from minigpt.core.data.chat import render
 
-        wish = self.sample.think if thinking is None else thinking
-        return render(tokenizer, messages, self.tools, generation_prompt=True, thinking=wish).ids
+        wish = self.sample.thinks if thinking is None else thinking
+        shown = self.described_tools if tools is None else tools
+        return render(tokenizer, messages, shown, generation_prompt=True, thinking=wish).ids
 
     def _opens_thought(self, ids: list[int]) -> bool:
         end = self.model.tokenizer.decode(ids[-_TAIL:], skip_special=False)
@@ -157,6 +213,13 @@ class Conversation:
         """Whether the chat template makes a difference between thinking and not."""
         probe = [{"role": "user", "content": "?"}]
         return self._prompt(probe, thinking=True) != self._prompt(probe, thinking=False)
+
+    @property
+    def can_call(self) -> bool:
+        """Whether the chat template shows tools to the model."""
+        probe = [{"role": "user", "content": "?"}]
+        tool = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {"type": "object"}}}
+        return self._prompt(probe, tools=[tool]) != self._prompt(probe, tools=[])
 
     # ---- files
 
@@ -171,7 +234,7 @@ class Conversation:
             raise UsageError("nothing has been answered yet, so there is nothing to save", fix="ask something first")
         from minigpt.core.files import write_atomic
 
-        row = {"messages": kept, **({"tools": self.tools} if self.tools else {})}
+        row = {"messages": kept, **({"tools": self.described_tools} if self.described_tools else {})}
         try:
             write_atomic(path, json.dumps(row, ensure_ascii=False) + "\n")
         except DataError as e:
@@ -183,12 +246,12 @@ class Conversation:
         found = list(islice(_conversations(path), 2))
         if len(found) != 1:
             raise DataError(f"{path} holds {'more than one' if found else 'no'} conversation", fix=_LOADABLE)
-        before = self.messages, self.tools
-        self.messages, self.tools = found[0].messages, found[0].tools
+        before = self.messages, self.loaded_tools
+        self.messages, self.loaded_tools = found[0].messages, found[0].tools
         try:
             return self.tokens()
         except DataError:  # the chat template does not take it
-            self.messages, self.tools = before
+            self.messages, self.loaded_tools = before
             raise
 
 
@@ -230,39 +293,22 @@ class Answer:
     def text(self) -> str:
         return "".join(self.pieces)
 
+    def reply(self) -> Reply:
+        return parse(self.text, self.opened)
 
-class _Voice:
-    """Shows an answer. In colour its thought is dimmed and the tags are gone; elsewhere stdout gets the exact text."""
+    def interrupted(self) -> list[Message]:
+        """What was said until then as a message, if anything; without calls, which nobody has run."""
+        said = replace(parse(self.text, self.opened, whole=False), tool_calls=[]).message()
+        return [] if _is_empty(said) else [said]
 
-    def __init__(self, report: Report, opened: bool):
-        self.report = report
-        self.splitter = ThinkSplitter(opened) if report.faint("") else None
-        self.thought = False  # something was shown that the answer is to stand apart from
 
-    def say(self, piece: str) -> None:
-        if self.splitter is None:
-            self.report.out(piece, end="")
-        else:
-            self._show(self.splitter.add(piece))
-
-    def finish(self) -> None:
-        if self.splitter is not None:
-            self._show(self.splitter.finish())
-        self.report.out("")
-
-    def _show(self, parts: list[tuple[str, bool]]) -> None:
-        for text, thinking in parts:
-            if thinking:
-                self.report.faint(text)
-            else:
-                self.report.out(f"\n\n{text}" if self.thought else text, end="")
-            self.thought = thinking
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def remembered(answer: str, opened: bool = False) -> Message:
-    """An answer as the chat template knows it: what was thought apart from what was said."""
-    thought, said = split(answer, opened)
-    return {"role": "assistant", "content": said, **({"reasoning_content": thought} if thought else {})}
+    """An answer as the chat template knows it: thought, speech and calls apart."""
+    return parse(answer, opened).message()
 
 
 def turns(messages: list[Message]) -> Iterator[list[Message]]:
@@ -290,7 +336,9 @@ def answered(messages: list[Message]) -> tuple[list[Message], int]:
     left_out = 0
     for turn in turns(messages):
         if turn[0]["role"] != "user" or any(m["role"] == "assistant" and not _is_empty(m) for m in turn):
-            kept += turn
+            kept += [
+                m for m in turn if m["role"] != "assistant" or not _is_empty(m)
+            ]  # the model fell silent at a result
         else:
             left_out += 1
     return kept, left_out

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import assignments, group, opt
 from minigpt.core.errors import UsageError
-from minigpt.core.files import disk_error, fsync_dir, new_dir
+from minigpt.core.files import new_dir, new_file
 from minigpt.core.groups import CommonConfig
 from minigpt.core.report import Context, Report, Result
 
@@ -26,7 +23,7 @@ EXAMPLES = (
     "minigpt convert -m full_sft_768.pth --tokenizer minimind/model --to hf -o minimind-hf",
 )
 FORMS = ("hf", "gguf", "pth")
-READ_BY = {"dtype": ("hf", "pth"), "quant": ("gguf",), "license": ("hf",)}
+READ_BY = {"dtype": ("hf", "pth"), "quant": ("gguf",), "license": ("hf", "gguf")}
 
 
 @dataclass
@@ -63,10 +60,10 @@ class Config:
     )
     license: str | None = opt(
         None,
-        "licence named in the model card, such as apache-2.0",
+        "licence named in the model card or the gguf file, such as apache-2.0",
         panel="Output",
         metavar="ID",
-        shown="the model's own, else unknown",
+        shown="the model's own",
     )
     check: bool = opt(True, "open what was written and compare logits and tokens; exit code 7 when they differ")
     overwrite: bool = opt(False, "replace what is in --out", panel="Output")
@@ -141,12 +138,13 @@ def to_gguf(cfg: Config, opened: Opened, out: Path, report: Report) -> dict[str,
     from minigpt.core.convert.open import need_gguf
 
     need_gguf()
-    from minigpt.core.convert import gguf_read, gguf_write, modelfile
+    from minigpt.core.convert import card, gguf_read, gguf_write, modelfile
     from minigpt.core.data.tokenizer import Tokenizer
 
     beside = modelfile_of(out)
-    with in_place(out) as work:
-        gguf_write.write(opened.path, work, quant=cfg.quant, report=report)
+    with new_file(out) as work:
+        license = cfg.license or card.license_of(opened.path)
+        gguf_write.write(opened.path, work, quant=cfg.quant, license=license, report=report)
         found = checked(cfg, opened, work, gguf_read.unpack, cfg.quant, report)
         modelfile.write(beside, out.name, Tokenizer.load(opened.path), report)
     return {"precision": cfg.quant, "modelfile": str(beside), **found}
@@ -167,26 +165,10 @@ def to_pth(cfg: Config, opened: Opened, out: Path, report: Report) -> dict[str, 
     def unpack(path: Path, folder: Path) -> None:
         minimind.unpack(path, folder, tokenizer, said)
 
-    with in_place(out) as work:
+    with new_file(out) as work:
         config = minimind.write(opened.path, work, dtype=dtype, overrides=said)
         report.note("config", minimind.as_python(config))
         return {"precision": dtype} | checked(cfg, opened, work, unpack, dtype, report)
-
-
-@contextmanager
-def in_place(out: Path) -> Iterator[Path]:
-    """A path of the same name in a directory beside `out`; moved to `out` when the block ends well."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
-            work = Path(folder) / out.name
-            yield work
-            with open(work, "rb+") as f:
-                os.fsync(f.fileno())
-            os.replace(work, out)
-        fsync_dir(out.parent)
-    except OSError as e:
-        raise disk_error(e, out) from e
 
 
 def checked(

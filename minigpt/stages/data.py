@@ -47,7 +47,7 @@ class PreviewConfig:
     rows: int = opt(2, "samples to show of each file", short="-n", panel="Output", low=0)
     tokenizer: str | None = opt(
         None,
-        "tokenizer directory, or any model's",
+        "tokenizer directory, or any model that --model takes elsewhere",
         short="-t",
         panel="Model",
         metavar="PATH",
@@ -202,9 +202,9 @@ def preview(cfg: PreviewConfig, context: Context) -> Result:
     inputs = wanted_files(cfg.files, "data preview")
     tokenizer = None
     if cfg.tokenizer:
-        from minigpt.core.data.tokenizer import Tokenizer
+        from minigpt.core.convert.open import open_tokenizer
 
-        tokenizer = Tokenizer.load(cfg.tokenizer)
+        tokenizer = open_tokenizer(cfg.tokenizer, context.report)
     shown = [Preview(cfg, context, source, tokenizer).run() for source in inputs]
     return Result(data={"files": shown})
 

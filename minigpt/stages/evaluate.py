@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import group, opt
 from minigpt.core.errors import DataError, UsageError
-from minigpt.core.groups import CommonConfig, DeviceConfig
+from minigpt.core.groups import CommonConfig, DeviceConfig, LoadConfig
 from minigpt.core.report import Context, Result
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Config:
     batch_size: int | None = opt(
         None, "rows computed at once", panel="Run", low=1, shown="8, or 64 with --answers", advanced=True
     )
+    load: LoadConfig = group(LoadConfig)
     device: DeviceConfig = group(DeviceConfig)
     common: CommonConfig = group(CommonConfig)
 
@@ -52,7 +53,8 @@ def run(cfg: Config, context: Context) -> Result:
     from minigpt.core.convert.open import open_model
     from minigpt.core.infer.model import load
 
-    model = load(open_model(cfg.model, context.report).path, cfg.device.device, cfg.device.dtype)
+    path = open_model(cfg.model, context.report).path
+    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling)
     return answered(cfg, context, model) if cfg.answers else predicted(cfg, context, model)
 
 

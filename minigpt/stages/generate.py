@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import group, opt
 from minigpt.core.errors import DataError, UsageError
-from minigpt.core.groups import CommonConfig, DeviceConfig, SampleConfig
+from minigpt.core.groups import CommonConfig, DeviceConfig, LoadConfig, SampleConfig
 from minigpt.core.report import Context, Result
+from minigpt.stages import prompts
 
 if TYPE_CHECKING:
-    from minigpt.core.infer.engine import Completion, Engine
+    from minigpt.core.infer.engine import Engine
     from minigpt.core.infer.model import Model
+    from minigpt.core.infer.request import Completion, Request
+    from minigpt.core.infer.sampling import SamplingParams
 
 EXAMPLES = (
     "minigpt generate -m runs/poems -p 春風 --max-tokens 60",
@@ -37,7 +40,8 @@ class Config:
     )
     raw: bool = opt(False, "complete the text as it is, even with a chat model", panel="Data")
     n: int = opt(1, "answers a prompt", panel="Sampling", low=1)
-    batch_size: int = opt(8, "prompts answered at once", panel="Run", low=1, advanced=True)
+    batch_size: int = opt(32, "answers made at once", panel="Run", low=1, advanced=True)
+    load: LoadConfig = group(LoadConfig)
     sample: SampleConfig = group(SampleConfig)
     device: DeviceConfig = group(DeviceConfig)
     common: CommonConfig = group(CommonConfig)
@@ -55,125 +59,73 @@ def run(cfg: Config, context: Context) -> Result:
     from minigpt.core.infer.engine import Engine
     from minigpt.core.infer.model import load
 
-    model = load(open_model(cfg.model, context.report).path, cfg.device.device, cfg.device.dtype)
-    engine = Engine(model.decoder, model.tokenizer)
-    count, kept = 0, []
-    for batch in batches(cfg, from_stdin):
-        for row in answers(engine, model, batch, cfg):
-            count += 1
+    report = context.report
+    path = open_model(cfg.model, report).path
+    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling)
+    engine = Engine(model, rows=cfg.batch_size)
+    asked = _Asked(engine, model, cfg, sys.stdin if from_stdin else None)
+    count, tokens, kept = 0, 0, []
+    with report.progress(None if from_stdin else len(cfg.prompt) * cfg.n, label="answers") as bar:
+        for completion in engine.completions(asked):
+            row = asked.answered(completion)
+            count, tokens = count + 1, tokens + row["tokens"]
             if cfg.common.json:
                 kept.append(row)
             else:
-                context.report.out(json.dumps(row, ensure_ascii=False))
+                report.out(json.dumps(row, ensure_ascii=False))
+            bar.update(count, f"{tokens:,} tokens")
+    if asked.fault is not None:
+        raise asked.fault
     return Result(data={"model": str(model.path), "count": count, "completions": kept})
 
 
-def batches(cfg: Config, from_stdin: bool) -> Iterator[list[dict[str, Any]]]:
-    """Prompt rows in groups: those of the command line first, then stdin's as they arrive."""
-    given = [{"prompt": p, "where": "--prompt"} for p in cfg.prompt if p != "-"]
-    for i in range(0, len(given), cfg.batch_size):
-        yield given[i : i + cfg.batch_size]
-    if not from_stdin:
-        return
-    number = 0
-    for lines in arriving_lines(sys.stdin, cfg.batch_size):
-        rows = []
-        for line in lines:
-            number += 1
-            if line.strip():
-                rows.append({**parse_line(line, number), "where": f"stdin:{number}"})
-        if rows:
-            yield rows
+class _Asked:
+    """Prompt rows as requests, in order. fault: what the first faulty row had; those before it are answered first."""
 
+    def __init__(self, engine: Engine, model: Model, cfg: Config, stream: Any):
+        self.engine, self.model, self.cfg, self.stream = engine, model, cfg, stream
+        self.params = sampling(cfg.sample, cfg.device.seed)
+        self.rows: deque[prompts.Row] = deque()  # one for each request without a completion
+        self.fault: DataError | None = None
 
-def parse_line(line: str, number: int) -> dict[str, Any]:
-    """A JSON object with `prompt` or `messages`, a JSON string, or plain text."""
-    text = line.rstrip("\r\n")
-    if not text.lstrip().startswith(("{", '"')):
-        return {"prompt": text}
-    try:
-        row = json.loads(text)
-    except ValueError:
-        return {"prompt": text}  # a prompt may begin with a brace or a quotation mark
-    if isinstance(row, str):
-        return {"prompt": row}
-    if isinstance(row.get("prompt"), str) or "messages" in row:
-        return row
-    raise DataError(
-        f"stdin:{number} has neither a `prompt` text nor a `messages` list", found=text, fix='write {"prompt": "…"}'
-    )
-
-
-def arriving_lines(stream: IO[str], most: int) -> Iterator[list[str]]:
-    """Lines of a pipe in groups of up to `most`, as they arrive: the first is answered before a second is awaited."""
-    try:
-        handle = stream.fileno()
-    except (OSError, ValueError):  # not a real file: text given to us in process
-        lines = list(stream)
-        yield from (lines[i : i + most] for i in range(0, len(lines), most))
-        return
-    rest = b""
-    while block := os.read(handle, 1 << 16):
-        *complete, rest = (rest + block).split(b"\n")
-        texts = [line.decode("utf-8", errors="replace") for line in complete]
-        yield from (texts[i : i + most] for i in range(0, len(texts), most))
-    if rest:
-        yield [rest.decode("utf-8", errors="replace")]
-
-
-def prompt_ids(model: Model, row: dict[str, Any], cfg: Config) -> list[int]:
-    """Token ids of one prompt row: the chat template for a chat model, else a document's beginning."""
-    from minigpt.core.data.chat import render
-    from minigpt.core.data.formats import prompt_messages
-    from minigpt.core.data.schema import BadRow
-
-    tokenizer, where = model.tokenizer, row["where"]
-    if "messages" in row or (model.is_chat and not cfg.raw):
-        if not model.is_chat:
-            raise UsageError(f"{model.path} has no chat template, so it cannot read messages", fix="give it prompts")
-        asked = row if "messages" in row else {"messages": [{"role": "user", "content": row["prompt"]}]}
+    def __iter__(self) -> Iterator[Request | None]:
+        given = [p for p in self.cfg.prompt if p != "-"]
         try:
-            record = prompt_messages(asked)
-        except BadRow as fault:
-            raise DataError(f"{where} has {fault.reason}{fault.detail}", found=str(asked), fix=fault.fix) from None
-        ids = render(tokenizer, record.messages, record.tools, generation_prompt=True, thinking=cfg.sample.think).ids
-    else:
-        ids = [tokenizer.opening_id, *tokenizer.encode(row["prompt"])]
-    context = model.decoder.config.max_position_embeddings
-    if len(ids) >= context:
-        raise DataError(
-            f"{where} has {len(ids):,} tokens, and the model's context is {context:,}", fix="shorten this prompt"
-        )
-    return ids
+            for row in prompts.rows(given, self.stream, lambda: not self.engine.busy):
+                if row is None:
+                    yield None
+                    continue
+                ids = prompts.ids(self.model, row, raw=self.cfg.raw, think=self.cfg.sample.thinks)
+                for number in range(self.cfg.n):
+                    request = self.engine.request(ids, self.params, number=number)
+                    self.rows.append(row)
+                    yield request
+        except DataError as fault:
+            self.fault = fault
 
-
-def answers(engine: Engine, model: Model, rows: list[dict[str, Any]], cfg: Config) -> Iterator[dict[str, Any]]:
-    """Completions of one group of prompt rows, as output rows. The rows before a faulty one are answered first."""
-    ids, fault = [], None
-    for row in rows:
-        try:
-            ids.append(prompt_ids(model, row, cfg))
-        except DataError as e:
-            fault = e
-            break
-    done: list[Completion] = engine.generate(ids, sampling(cfg.sample, cfg.device.seed), n=cfg.n)
-    for completion in done:
-        row = rows[completion.prompt_index]
+    def answered(self, completion: Completion) -> dict[str, Any]:
+        """The next completion as an output row."""
+        row = self.rows.popleft()
         shown = {"messages": row["messages"]} if "messages" in row else {"prompt": row["prompt"]}
-        yield {
+        return {
             **shown,
             "text": completion.text,
             "tokens": len(completion.ids),
             "finish_reason": completion.finish_reason,
         }
-    if fault is not None:
-        raise fault
 
 
-def sampling(cfg: SampleConfig, seed: int) -> Any:
+def sampling(cfg: SampleConfig, seed: int) -> SamplingParams:
     """The sampling flags as the engine's parameters."""
     from minigpt.core.infer.sampling import SamplingParams
 
+    form = None
+    if cfg.form is not None:
+        from minigpt.core.infer.constraint import parse_form
+
+        if cfg.think:
+            raise UsageError("--form and --think do not go together: a form holds from the first token")
+        form = parse_form(cfg.form)
     return SamplingParams(
         max_tokens=cfg.max_tokens,
         temperature=cfg.temperature,
@@ -181,6 +133,9 @@ def sampling(cfg: SampleConfig, seed: int) -> Any:
         top_p=cfg.top_p,
         min_p=cfg.min_p,
         repetition_penalty=cfg.repetition_penalty,
+        presence_penalty=cfg.presence_penalty,
+        frequency_penalty=cfg.frequency_penalty,
         stop=tuple(cfg.stop),
+        form=form,
         seed=seed,
     )

@@ -84,6 +84,7 @@ def preflight(cfg: Any, resuming: bool, report: Report) -> str | None:
     A resumed run needs its parent model no more, so that one may be gone.
     Returns what the model was unpacked or fetched from: a file, or `hf:org/name@commit`; None for a folder.
     """
+    from minigpt.core.convert.hub import is_spec
     from minigpt.core.convert.open import is_pth, open_model
     from minigpt.core.data.reader import anchored, expand
 
@@ -97,7 +98,7 @@ def preflight(cfg: Any, resuming: bool, report: Report) -> str | None:
         except UsageError as e:
             raise UsageError(e.message.replace("--data", f"--{key.replace('_', '-')}"), fix=e.fix) from None
         setattr(cfg.data, key, paths)
-    if cfg.data.tokenizer is not None:
+    if cfg.data.tokenizer is not None and not is_spec(cfg.data.tokenizer):
         cfg.data.tokenizer = absolute(cfg.data.tokenizer)
     made_of = None
     if cfg.model is not None:

@@ -43,10 +43,20 @@ class TrainConfig:
     common: CommonConfig = group(CommonConfig)
 
 
+def tokenizer_option() -> Any:
+    return opt(
+        None,
+        "tokenizer directory, or any model that --model takes elsewhere",
+        short="-t",
+        panel="Model",
+        metavar="PATH",
+    )
+
+
 @dataclass
 class PackConfig:
     corpus: CorpusConfig = group(CorpusConfig)
-    tokenizer: str | None = opt(None, "tokenizer directory, or any model's", short="-t", panel="Model", metavar="PATH")
+    tokenizer: str | None = tokenizer_option()
     kind: str = opt("text", "text learns every token, chat the assistant's", panel="Data", choices=("text", "chat"))
     thinking: str = opt(
         "auto",
@@ -61,7 +71,7 @@ class PackConfig:
 @dataclass
 class EncodeConfig:
     text: list[str] = opt([], "text to encode; - or nothing reads lines from stdin", argument=True, metavar="TEXT")
-    tokenizer: str | None = opt(None, "tokenizer directory, or any model's", short="-t", panel="Model", metavar="PATH")
+    tokenizer: str | None = tokenizer_option()
     pieces: bool = opt(False, "show the pieces of text instead of their numbers", panel="Output")
     control: bool = opt(False, "read special tokens in the text as such; else they are ordinary text", panel="Data")
     common: CommonConfig = group(CommonConfig)
@@ -72,7 +82,7 @@ class DecodeConfig:
     ids: list[str] = opt(
         [], "token ids; - or nothing reads a row of them a line from stdin", argument=True, metavar="ID"
     )
-    tokenizer: str | None = opt(None, "tokenizer directory, or any model's", short="-t", panel="Model", metavar="PATH")
+    tokenizer: str | None = tokenizer_option()
     special: bool = opt(True, "show special tokens", panel="Output")
     common: CommonConfig = group(CommonConfig)
 
@@ -80,7 +90,7 @@ class DecodeConfig:
 @dataclass
 class StatsConfig:
     corpus: CorpusConfig = group(CorpusConfig)
-    tokenizer: str | None = opt(None, "tokenizer directory, or any model's", short="-t", panel="Model", metavar="PATH")
+    tokenizer: str | None = tokenizer_option()
     most_bytes: int = opt(20_000_000, "bytes of text to measure, taken evenly over the data", panel="Data", low=1)
     common: CommonConfig = group(CommonConfig)
 
@@ -151,7 +161,7 @@ def pack(cfg: PackConfig, context: Context) -> Result:
     """Make the token store that training reads; `--data DIR` of pretrain and sft takes it."""
     out = wanted_out(cfg.out, "tokenize pack")
     corpus = wanted_data(cfg.corpus, "tokenize pack")
-    tokenizer = wanted_tokenizer(cfg.tokenizer, "tokenize pack")
+    tokenizer = wanted_tokenizer(cfg.tokenizer, "tokenize pack", context)
     from minigpt.core.data import store
     from minigpt.core.data.chat import template
 
@@ -180,7 +190,7 @@ def pack(cfg: PackConfig, context: Context) -> Result:
 
 def encode(cfg: EncodeConfig, context: Context) -> Result:
     """One line of ids for each text."""
-    tokenizer = wanted_tokenizer(cfg.tokenizer, "tokenize encode")
+    tokenizer = wanted_tokenizer(cfg.tokenizer, "tokenize encode", context)
     rows = []
     for _, text in given(cfg.text, "text"):
         ids = tokenizer.encode_template(text) if cfg.control else tokenizer.encode(text)
@@ -215,7 +225,7 @@ BYTE_OF = _byte_alphabet()
 
 def decode(cfg: DecodeConfig, context: Context) -> Result:
     """One text for each row of ids."""
-    tokenizer = wanted_tokenizer(cfg.tokenizer, "tokenize decode")
+    tokenizer = wanted_tokenizer(cfg.tokenizer, "tokenize decode", context)
     rows = []
     words = [" ".join(cfg.ids)] if cfg.ids and cfg.ids != ["-"] else cfg.ids
     for where, row in given(words, "ids"):
@@ -253,7 +263,7 @@ def given(texts: list[str], what: str) -> Iterator[tuple[str, str]]:
 
 def stats(cfg: StatsConfig, context: Context) -> Result:
     """How well a tokenizer fits some text."""
-    tokenizer = wanted_tokenizer(cfg.tokenizer, "tokenize stats")
+    tokenizer = wanted_tokenizer(cfg.tokenizer, "tokenize stats", context)
     corpus = wanted_data(cfg.corpus, "tokenize stats")
     from minigpt.core.data.formats import texts_for_training
     from minigpt.core.eval.tokenizer_fit import Fit
@@ -319,12 +329,12 @@ def wanted_data(corpus: CorpusConfig, command: str) -> CorpusConfig:
     return corpus
 
 
-def wanted_tokenizer(path: str | None, command: str) -> Tokenizer:
-    from minigpt.core.data.tokenizer import Tokenizer
+def wanted_tokenizer(named: str | None, command: str, context: Context) -> Tokenizer:
+    from minigpt.core.convert.open import open_tokenizer
 
-    if path is None:
-        raise UsageError(f"{command} needs a tokenizer", fix="name its directory, or a model's, with --tokenizer")
-    return Tokenizer.load(Path(path).expanduser())
+    if named is None:
+        raise UsageError(f"{command} needs a tokenizer", fix="name its directory, or a model, with --tokenizer")
+    return open_tokenizer(named, context.report)
 
 
 VERBS: dict[str, Verb] = {

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from minigpt.core.convert.open import open_tokenizer
 from minigpt.core.data import reader
 from minigpt.core.data.chat import template
 from minigpt.core.data.formats import normalise, texts_for_training
@@ -37,9 +38,9 @@ def choose(
     if saved is not None:
         tokenizer = Tokenizer.load(saved)
         if origins.get("tokenizer") == "command line" and not cfg.train.allow_changes:
-            _refuse_another(tokenizer, str(cfg.data.tokenizer))
+            _refuse_another(tokenizer, str(cfg.data.tokenizer), report)
     elif cfg.data.tokenizer:
-        tokenizer = Tokenizer.load(cfg.data.tokenizer)
+        tokenizer = open_tokenizer(cfg.data.tokenizer, report)
     elif cfg.model:
         tokenizer = Tokenizer.load(cfg.model)
     elif own.is_dir():
@@ -56,9 +57,9 @@ def choose(
     return tokenizer, note
 
 
-def _refuse_another(saved: Tokenizer, named: str) -> None:
+def _refuse_another(saved: Tokenizer, named: str, report: Report) -> None:
     """A run goes on with the tokenizer it began with, wherever that lies now."""
-    given = Tokenizer.load(named)
+    given = open_tokenizer(named, report)
     given.chat_template = saved.chat_template  # the run's own choice
     if given.fingerprint != saved.fingerprint:
         raise UsageError(

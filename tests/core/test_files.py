@@ -68,6 +68,45 @@ def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
         assert files.cache_dir() == tmp_path / "x" / "minigpt"
 
 
+def test_a_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    """By its place, size and time; a damaged memory is made again."""
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    first = files.remembered_sha256(path)
+    monkeypatch.setattr(files, "sha256", lambda _: "read again")
+    assert files.remembered_sha256(path) == first == hashlib.sha256(b"one").hexdigest()
+    [memo] = (tmp_path / "cache").rglob("*.json")
+    memo.write_text("{")
+    assert files.remembered_sha256(path) == files.remembered_sha256(path) == "read again"
+    monkeypatch.undo()
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
+    path.write_bytes(b"three")
+    assert files.remembered_sha256(path) == hashlib.sha256(b"three").hexdigest()
+
+
+def test_new_file_appears_whole(tmp_path):
+    """Under its own name elsewhere until the block ends; what else was put there goes."""
+    path = tmp_path / "deep" / "a.bin"
+    with files.new_file(path) as work:
+        assert work.name == "a.bin" and not work.exists()
+        work.write_bytes(b"x")
+        (work.parent / "beside").mkdir()
+        assert not path.exists()
+    assert path.read_bytes() == b"x" and [p.name for p in path.parent.iterdir()] == ["a.bin"]
+
+
+def test_new_file_keeps_the_old_one_when_it_fails(tmp_path):
+    """Whether the block or the disk fails."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    for error, told in ((ValueError("no"), ValueError), (OSError(errno.ENOSPC, "No space left on device"), DataError)):
+        with pytest.raises(told), files.new_file(path) as work:
+            work.write_bytes(b"half")
+            raise error
+        assert path.read_bytes() == b"old" and leftovers(tmp_path) == []
+
+
 def test_new_dir_appears_whole(tmp_path):
     """The directory has its name only when the block has ended."""
     path = tmp_path / "deep" / "d"

@@ -21,6 +21,7 @@ from minigpt.core.data import chat as templates
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError
 from minigpt.core.infer.engine import Engine
+from minigpt.core.infer.tools import demo_tools
 from minigpt.core.models import folder
 from minigpt.stages import chat as stage
 from minigpt.stages.chat import COMMANDS
@@ -39,11 +40,15 @@ def never_ends(decoder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """runs/{chat,think,base}: the same random weights; ChatML without and with thinking, and no template at all."""
+    """runs/{chat,think,base,tools}: the same random weights; ChatML without and with thinking, no template at all, and
+    ChatML with room for descriptions of tools, which such a tokenizer writes in many tokens."""
     place = tmp_path_factory.mktemp("runs")
-    decoder = never_ends(tiny("llama", vocab_size=400))
     tokenizer = Tokenizer.train(TEXT, 400)
-    for name, template in (("chat", templates.template()), ("think", templates.template(True)), ("base", None)):
+    chatml, thinking = templates.template(), templates.template(True)
+    for name, template, context in (
+        ("chat", chatml, 512), ("think", thinking, 512), ("base", None, 512), ("tools", chatml, 8192),
+    ):  # fmt: skip
+        decoder = never_ends(tiny("llama", vocab_size=400, max_position_embeddings=context))
         step = place / name / "step-0000001"
         folder.write(step, decoder, decoder.config, eos_token_id=2, pad_token_id=0)
         tokenizer.chat_template = template
@@ -123,10 +128,10 @@ def streams(monkeypatch, **given):
 def person(runs, script, monkeypatch):
     """person(*lines) types lines at a terminal whose stdout is a pipe. Returns (code, stdout, stderr)."""
 
-    def types(*lines, args=()):
+    def types(*lines, model="chat", args=()):
         typed = Terminal([line if isinstance(line, BaseException) else f"{line}\n" for line in lines])
         with streams(monkeypatch, stdin=typed):
-            return run_cli("chat", "-m", runs / "chat", *args)
+            return run_cli("chat", "-m", runs / model, *args)
 
     types.script = script
     return types
@@ -409,11 +414,206 @@ def test_a_conversation_that_the_template_refuses_is_not_loaded(talk, runs, tmp_
 
 def test_tools_of_a_loaded_conversation_are_shown_to_the_model_and_saved(talk, tmp_path):
     function = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": [function]}
+    tools = [function, {"function": "odd"}]
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": tools}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     talk(f"/load {tmp_path / 'a.jsonl'}", "hi", f"/save {tmp_path / 'b.jsonl'}", "/reset", "go")
     assert "weather" in talk.script.seen[0][0] and "weather" not in talk.script.seen[1][0]
-    assert json.loads((tmp_path / "b.jsonl").read_text())["tools"] == [function]
+    assert json.loads((tmp_path / "b.jsonl").read_text())["tools"] == tools
+
+
+# ---------------------------------------------------------------------------------------------- tools
+
+
+def calls(name, **arguments):
+    """A call as a model writes it, in pieces that cut through its tags."""
+    text = f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n</tool_call>"
+    return [text[:5], text[5:30], text[30:]]
+
+
+SUM = calls("calculator", expression="256 * 37")
+CALL = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "256 * 37"}}}
+ASKED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+TOLD = {"role": "tool", "content": '{"result": 9472}'}
+
+
+def messages_of(out):
+    return json.loads(out)["messages"]
+
+
+def test_a_tool_is_run_and_the_model_answers_with_its_result(runs, script):
+    """Call and result go to stderr, the answer alone to stdout, and the second prompt holds the result."""
+    script.answers = [SUM, ["It is ", "9472."]]
+    code, out, err = run_cli("chat", "-m", runs / "tools", "-p", "256 * 37?", "--tools", "calculator")
+    assert (code, out) == (0, "It is 9472.\n")
+    assert err == 'tool   calculator {"expression": "256 * 37"} → {"result": 9472}\n'
+    first, second = (prompt for prompt, _ in script.seen)
+    assert '"name": "calculator"' in first and '"name": "clock"' not in first
+    assert second.startswith(first) and '<tool_response>\n{"result": 9472}\n</tool_response>' in second
+    assert [params.seed for _, params in script.seen] == [42, 43]
+
+
+def test_calls_and_results_are_remembered_saved_loaded_and_trained_on(talk, runs, tmp_path):
+    """Thought, speech and two calls of one answer; the row is one that fine-tuning reads, and /load goes on from it."""
+    file = tmp_path / "a.jsonl"
+    spoken = ["<think>\nhm\n</think>\n\nLet me see.\n", *SUM, "\n", *calls("text_length", text="春")]
+    talk.script.answers = [spoken, ["done"], ["more"]]
+    lines = ("go", f"/save {file}", "/reset", f"/load {file}", "/tools", "again")
+    _, out, err = run_cli(
+        "chat", "-m", runs / "tools", "--json", "--tools", "on", stdin="".join(f"{line}\n" for line in lines)
+    )
+    length = {"type": "function", "function": {"name": "text_length", "arguments": {"text": "春"}}}
+    asked = {
+        "role": "assistant", "content": "Let me see.", "reasoning_content": "hm", "tool_calls": [CALL, length],
+    }  # fmt: skip
+    counted = {"role": "tool", "content": '{"characters": 1, "words": 1}'}
+    said = [{"role": "user", "content": "go"}, asked, TOLD, counted, {"role": "assistant", "content": "done"}]
+    row = json.loads(file.read_text(encoding="utf-8"))
+    assert row["messages"] == said and [tool["function"]["name"] for tool in row["tools"]] == [*demo_tools()]
+    assert "loaded 5 messages" in err and "shows no tools" not in err and messages_of(out)[:5] == said
+    assert talk.script.seen[2][0].count('"name": "clock"') == 1, "loaded descriptions and those that are on: once"
+    code, out, _ = run_cli("data", "check", file, "--kind", "chat", "--json")
+    assert code == 0 and json.loads(out)["status"] == "ok"
+
+
+def test_tools_are_listed_and_switched(talk):
+    lines = ("/tools", "a", "/tools on", "b", "/tools clock, calculator", "c", "/tools off", "d")
+    _, err = talk(*lines, model="tools")
+    shown = [[name for name in demo_tools() if f'"name": "{name}"' in prompt] for prompt, _ in talk.script.seen]
+    assert shown == [[], [*demo_tools()], ["calculator", "clock"], []]
+    assert re.findall(r"^tools  (on|off)$", err, re.M) == ["off", "on", "on", "off"]
+    assert re.findall(r"^  (on|off) +clock +Tells the time", err, re.M) == ["off", "on", "on", "off"]
+
+
+def test_a_tool_that_is_not_there_changes_nothing(talk, runs, script):
+    _, err = talk("/tools calculator", "/tools calcluator", "/tools on clock", "/tools", model="tools")
+    assert (
+        "/tools knows no tool calcluator" in err and "did you mean calculator?" in err and "of calculator, clock" in err
+    )
+    assert "/tools knows no tool on" in err and re.findall(r"^  on +(\w+)", err, re.M) == 2 * ["calculator"]
+    code, _, err = run_cli("chat", "-m", runs / "tools", "-p", "a", "--tools", "weather")
+    assert code == 2 and "--tools knows no tool weather" in err and script.seen == []
+    code, _, err = run_cli("chat", "-m", runs / "base", "-p", "a", "--tools", "on")
+    assert code == 2 and "knows no tools" in err
+    assert "knows no tools" in run_cli("chat", "-m", runs / "base", stdin="/tools on\n")[2]
+
+
+def test_a_template_without_tools_says_so(talk, runs, monkeypatch):
+    bare = templates.template().replace("{%- if tools -%}", "{%- if false -%}")
+    original = Tokenizer.load.__func__
+
+    def load(cls, path):
+        made = original(cls, path)
+        made.chat_template = bare
+        return made
+
+    monkeypatch.setattr(Tokenizer, "load", classmethod(load))
+    assert "chat template shows no tools" in talk("/tools on")[1] and "shows no tools" not in talk("/tools")[1]
+    assert "none will be called" in talk("a", model="tools", args=("--tools", "on"))[1]
+
+
+def test_faults_of_a_call_are_told_to_the_model_or_to_you(talk):
+    """A wrong name or argument is answered in words; what is no call stays text and is not run."""
+    talk.script.answers = [calls("weather", city="Rome"), calls("calculator"), ["<tool_call>\n{oops}\n</tool_call>"]]
+    messages, err = talk("hi", model="tools", args=("--tools", "on"))
+    results = [text for role, text in messages if role == "tool"]
+    assert "there is no tool 'weather'" in results[0] and "'expression' is missing" in results[1]
+    assert messages[-1] == ("assistant", "<tool_call>\n{oops}\n</tool_call>")
+    assert "the answer has a tool call that is not valid JSON" in err and "it stays text" in err
+
+
+def test_without_tools_a_call_is_only_remembered(runs, script):
+    """The text is shown as it is, nothing is run, and the history holds the call as the template knows it."""
+    script.answers = [SUM]
+    code, out, err = run_cli("chat", "-m", runs / "tools", "-p", "hi")
+    assert (code, out, err) == (0, "".join(SUM) + "\n", "") and len(script.seen) == 1
+    assert remembered("".join(SUM)) == ASKED
+
+
+def test_a_model_that_only_calls_is_stopped(talk):
+    talk.script.answers = [SUM] * 20
+    messages, err = talk("hi", "go", model="tools", args=("--tools", "on"))
+    assert len(talk.script.seen) == 16 and err.count("called tools 8 times without an answer") == 2
+    roles = [role for role, _ in messages]
+    assert roles == 2 * ["user", *8 * ["assistant", "tool"]]
+
+
+def test_a_fault_between_calls_leaves_the_history(talk):
+    talk.script.answers = [["A"], SUM, ["half", DataError("broken")], ["C"]]
+    messages, err = talk("hi", "bad", "go", model="tools", args=("--tools", "calculator"))
+    assert messages == [("user", "hi"), ("assistant", "A"), ("user", "go"), ("assistant", "C")] and "broken" in err
+
+
+def test_tools_that_do_not_fit_the_context_can_be_fewer(talk):
+    _, err = talk("hi", args=("--tools", "on"))
+    assert "it is left out" in err and "fewer tools with /tools NAME" in err
+
+
+def test_ctrl_c_keeps_whole_rounds_of_calls(person):
+    """What was called and what it gave, and words of the answer; a call that nobody ran is gone."""
+    stop = KeyboardInterrupt()
+    person.script.answers = [
+        SUM, ["It is", stop],
+        SUM, [stop],
+        ["Wait.\n", *SUM, stop],
+        [*SUM[:2], stop],
+        ["whole"],
+    ]  # fmt: skip
+    code, out, _ = person("a", "b", "c", "d", "e", model="tools", args=("--json", "--tools", "calculator"))
+
+    def user(text):
+        return {"role": "user", "content": text}
+
+    def said(text):
+        return {"role": "assistant", "content": text}
+
+    assert code == 0 and messages_of(out) == [
+        user("a"), ASKED, TOLD, said("It is"), user("b"), ASKED, TOLD, user("c"), said("Wait."),
+        user("e"), said("whole"),
+    ]  # fmt: skip
+
+
+def test_ctrl_c_while_a_tool_runs_keeps_the_words_only(person, monkeypatch):
+    def run(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minigpt.core.infer.tools.call", run)
+    person.script.answers = [["Wait.\n", *SUM], ["whole"]]
+    _, out, _ = person("a", "b", model="tools", args=("--json", "--tools", "on"))
+    assert [m["content"] for m in messages_of(out)] == ["a", "Wait.", "b", "whole"]
+    assert not any("tool_calls" in m for m in messages_of(out))
+
+
+def test_retry_asks_before_the_calls(talk):
+    talk.script.answers = [SUM, ["A"], ["B"]]
+    messages, _ = talk("hi", "/retry", model="tools", args=("--tools", "calculator"))
+    assert messages == [("user", "hi"), ("assistant", "B")]
+
+
+def test_reset_keeps_tools_on(talk):
+    talk("/tools clock", "/reset", "hi", model="tools")
+    assert '"name": "clock"' in talk.script.seen[0][0]
+
+
+def test_an_answer_that_falls_silent_after_a_result_is_saved_without_it(talk, tmp_path):
+    """An empty message would be a bad row."""
+    talk.script.answers = [SUM, [""]]
+    talk("hi", f"/save {tmp_path / 'a.jsonl'}", model="tools", args=("--tools", "calculator"))
+    kept = json.loads((tmp_path / "a.jsonl").read_text())["messages"]
+    assert kept == [{"role": "user", "content": "hi"}, ASKED, TOLD]
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_thought_before_a_call_is_shown_and_the_call_is_not(runs, script, monkeypatch, colour):
+    """Dimmed in colour; else between its tags, also where only a call follows."""
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "" if colour else "1")
+    script.answers = [["<think>\nhm\n</think>\n\n", *SUM], ["<think>\nso\n</think>\n\n", "9472"]]
+    with streams(monkeypatch, stdout=screen):
+        assert run_cli("chat", "-m", runs / "tools", "-p", "a", "--tools", "on")[0] == 0
+    plain = "<think>\nhm\n</think>\n<think>\nso\n</think>\n\n9472\n"
+    assert screen.text == ("\x1b[2mhm\x1b[0m\n\x1b[2mso\x1b[0m\n\n9472\n" if colour else plain)
 
 
 # ---------------------------------------------------------------------------------------------- limits and faults

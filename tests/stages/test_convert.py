@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minigpt.core.convert import hf, minimind
+from minigpt.core.convert import gguf_arch, gguf_write, hf, minimind
+from minigpt.core.convert.gguf_file import GGUFFile
 from minigpt.core.convert.open import open_model
 from minigpt.core.models import folder
 from tests.conftest import run_cli
@@ -66,6 +67,21 @@ def test_to_gguf_and_back(tmp_path, model, quant):
     assert same(weights_of(model), weights_of(tmp_path / "back")) == (quant == "f32")
 
 
+def test_the_licence_travels(tmp_path, model):
+    """Given once, it is in the card of a folder and in a GGUF file, whichever is made of which."""
+    steps = (("m", "hf", "a", "--license", "mit"), ("a", "gguf", "b.gguf"), ("b.gguf", "gguf", "c.gguf"),
+             ("c.gguf", "hf", "d"))  # fmt: skip
+    for source, form, out, *flags in steps:
+        code, _, stderr = run_cli("convert", "-m", tmp_path / source, "--to", form, "-o", tmp_path / out, *flags,
+                                  "--no-check")  # fmt: skip
+        assert code == 0, stderr
+    for name in ("b.gguf", "c.gguf"):
+        assert GGUFFile.open(tmp_path / name).keys["general.license"] == "mit"
+    assert (tmp_path / "d" / "README.md").read_text().startswith("---\nlicense: mit\n")
+    gguf_write.write(model, tmp_path / "none.gguf")
+    assert "general.license" not in GGUFFile.open(tmp_path / "none.gguf").keys
+
+
 def test_to_pth_and_back(tmp_path, model):
     """MiniMind's users move both ways; what their code needs to open it is told."""
     out = tmp_path / "x" / "m.pth"
@@ -113,6 +129,11 @@ def break_hf(monkeypatch):
     monkeypatch.setattr(hf, "write", write)
 
 
+def break_gguf(monkeypatch):
+    real = gguf_arch.to_keys
+    monkeypatch.setattr(gguf_arch, "to_keys", lambda config: real(config) | {"attention.layer_norm_rms_epsilon": 1e-2})
+
+
 def break_pth(monkeypatch):
     real = minimind.write
 
@@ -126,7 +147,7 @@ def break_pth(monkeypatch):
     monkeypatch.setattr(minimind, "write", write)
 
 
-@pytest.mark.parametrize(("form", "spoil"), [("hf", break_hf), ("pth", break_pth)])
+@pytest.mark.parametrize(("form", "spoil"), [("hf", break_hf), ("gguf", break_gguf), ("pth", break_pth)])
 def test_a_failed_check(tmp_path, model, monkeypatch, form, spoil):
     """Exit code 7, and nothing is left under the name; --no-check takes what was written as it is."""
     spoil(monkeypatch)
@@ -150,7 +171,7 @@ def test_a_failed_check(tmp_path, model, monkeypatch, form, spoil):
         (["--to", "onnx", "-o", "x"], 2, "onnx"),
         (["--to", "hf", "-o", "x", "--quant", "q8_0"], 2, "--quant is for --to gguf"),
         (["--to", "gguf", "-o", "x", "--dtype", "float16"], 2, "--dtype is for --to hf and pth"),
-        (["--to", "pth", "-o", "x", "--license", "mit"], 2, "--license is for --to hf"),
+        (["--to", "pth", "-o", "x", "--license", "mit"], 2, "--license is for --to hf and gguf"),
         (["--to", "hf", "-o", "x", "-t", "tok"], 2, "--tokenizer says what a .pth file does not tell"),
         (["--to", "hf", "-o", "x", "--set", "model.num_attention_heads=4"], 2, "--set says what a .pth file"),
         (["--to", "pth", "-o", "x", "--set", "model.num_heads=4"], 2, "unknown key `num_heads`"),

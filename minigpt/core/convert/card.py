@@ -33,6 +33,22 @@ _SHAPE = {
 }
 
 
+def license_of(source: Path) -> str | None:
+    """The licence that a model folder's own card names: an identifier of the hub, such as apache-2.0."""
+    try:
+        text = (source / "README.md").read_text(encoding="utf-8")
+        head = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+    except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
+        return None
+    found = head.get("license") if isinstance(head, dict) else None
+    return found if isinstance(found, str) and found != "unknown" else None
+
+
+def front_matter(facts: dict[str, Any]) -> str:
+    """The head of a card."""
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False)}---"
+
+
 def write(source: Path, name: str, *, dtype: str, origin: str | None = None, license: str | None = None) -> str:
     """The card of the model folder `source` as it is exported under `name`.
 
@@ -45,14 +61,14 @@ def write(source: Path, name: str, *, dtype: str, origin: str | None = None, lic
     runs = list(_runs(source))
     base = _base_model(runs, origin)
     head = {
-        "license": license or _license(source) or "unknown",
+        "license": license or license_of(source) or "unknown",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["minigpt", config.model_type],
         **({"base_model": base} if base else {}),
     }
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        front_matter(head),
         f"# {name}",
         _about(config.architecture, stored, chat, base, bool(runs)),
         f"## Use\n\n{_usage(name, chat)}",
@@ -184,14 +200,3 @@ def _base_model(runs: list[tuple[int, dict[str, Any], dict[str, Any]]], origin: 
         if isinstance(spec, str) and spec.startswith("hf:"):
             return spec[3:].partition("@")[0]
     return None
-
-
-def _license(source: Path) -> str | None:
-    """What the source's own card says."""
-    try:
-        text = (source / "README.md").read_text(encoding="utf-8")
-        head = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
-    except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
-        return None
-    found = head.get("license") if isinstance(head, dict) else None
-    return found if isinstance(found, str) else None

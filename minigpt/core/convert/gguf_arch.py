@@ -1,15 +1,15 @@
-"""How each architecture of ours looks in a GGUF file: its name there, its keys, the names and rows of its tensors.
+"""How a model of ours looks in a GGUF file: its keys, the names and rows of its tensors.
 
 The keys are those that llama.cpp reads (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, `llama-arch.cpp`);
-names of tensors come from the gguf package's own table. A key that is not listed here is never guessed at: it is
-refused by name, because it may change the maths.
+names of tensors come from the gguf package's own table, what is one architecture's alone from its file in core.models.
+A key that is not listed here is never guessed at: it is refused by name, because it may change the maths.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import gguf
 import numpy as np
@@ -17,30 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from minigpt.core.errors import DataError, MinigptError
-from minigpt.core.models import architecture
-from minigpt.core.models.config import ModelConfig
+from minigpt.core.models import architecture, model_types
+from minigpt.core.models.config import GGUF, ModelConfig
 from minigpt.core.nn.rope import frequencies
 
 ROPE_FACTORS = "rope_freqs.weight"  # (D/2,): what each default frequency is divided by
-
-
-class Arch(NamedTuple):
-    """name: `general.architecture`.
-
-    neighbours: llama.cpp turns (x_2i, x_2i+1) here, we turn (x_i, x_i+D/2): rows of q_proj and k_proj change places.
-    rope_factors: llama.cpp reads ROPE_FACTORS for it, which is how `llama3` scaling travels.
-    """
-
-    name: str
-    neighbours: bool
-    rope_factors: bool
-
-
-ARCHITECTURES = {  # by our model_type
-    "llama": Arch("llama", neighbours=True, rope_factors=True),
-    "qwen3": Arch("qwen3", neighbours=False, rope_factors=False),
-}
-
 # GGUF key behind the architecture's name → config field
 SIZES = {
     "context_length": "max_position_embeddings",
@@ -71,12 +52,20 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _IGNORED = ("vocab_size", "rope.scaling.finetuned", "tensor_data_layout")
 
 
-def of(model_type: str) -> Arch:
+def of(model_type: str) -> GGUF:
     """The GGUF side of an architecture of ours. DataError lists those that have one."""
-    if model_type not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise DataError("this model_type cannot be written as GGUF yet", found=model_type, fix=f"supported: {known}")
-    return ARCHITECTURES[model_type]
+    known = _known()
+    if model_type not in known:
+        raise DataError(
+            "this model_type cannot be written as GGUF", found=model_type, fix=f"supported: {', '.join(known)}"
+        )
+    return known[model_type]
+
+
+def _known() -> dict[str, GGUF]:
+    """Each architecture that says how llama.cpp knows it, by our model_type."""
+    sides = {model_type: architecture(model_type).Config.gguf for model_type in model_types()}
+    return {model_type: side for model_type, side in sides.items() if side is not None}
 
 
 # ---------------------------------------------------------------------------------------------- configuration
@@ -144,10 +133,9 @@ def from_keys(
     name: `general.architecture`. keys: without it in front. vocab_size: rows of the embedding. factors: ROPE_FACTORS.
     DataError: an architecture that we do not have, a key that is missing, malformed or not implemented here.
     """
-    model_type = next((ours for ours, arch in ARCHITECTURES.items() if arch.name == name), None)
-    if model_type is None:
-        known = ", ".join(arch.name for arch in ARCHITECTURES.values())
-        raise DataError("this architecture is not supported here", found=name, fix=f"supported: {known}")
+    known = {side.name: ours for ours, side in _known().items()}
+    if (model_type := known.get(name)) is None:
+        raise DataError("this architecture is not supported here", found=name, fix=f"supported: {', '.join(known)}")
     values: dict[str, Any] = {}
     for key, field in SIZES.items():
         if (value := keys.get(key)) is not None:

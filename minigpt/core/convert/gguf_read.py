@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minigpt.core.convert import gguf_arch, gguf_tokenizer, stream
+from minigpt.core.convert import card, gguf_arch, gguf_tokenizer, stream
 from minigpt.core.convert.gguf_file import GGUFFile
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError
@@ -126,7 +126,10 @@ def _check_tensors(file: GGUFFile, keys: dict[str, object]) -> None:
 
 
 def unpack(path: str | Path, out: Path) -> None:
-    """Write the model in the GGUF file `path` as the Hugging Face folder `out`, float32, tensor by tensor."""
+    """Write the model in the GGUF file `path` as the Hugging Face folder `out`, float32, tensor by tensor.
+
+    Its licence, where it names one, is kept as the model card that other conversions look at.
+    """
     foreign = read(path)
     tokenizer = foreign.tokenizer
     with new_dir(Path(out)) as work:
@@ -137,6 +140,8 @@ def unpack(path: str | Path, out: Path) -> None:
         write_json(work / "config.json", hf)
         write_json(work / "generation_config.json", {"_from_model_config": True, **tokens})
         tokenizer.save(work)
+        if isinstance(license := foreign.file.keys.get("general.license"), str):
+            (work / "README.md").write_text(card.front_matter({"license": license}) + "\n", encoding="utf-8")
         with open(work / model_folder.WEIGHTS, "wb") as f:
             f.write(stream.header({name: ("F32", shape) for name, shape in foreign.shapes.items()}))
             for name in foreign.names:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from minigpt.core.convert import gguf_arch, gguf_tokenizer, stream, weights
 from minigpt.core.errors import DataError, UsageError
+from minigpt.core.files import new_file
 from minigpt.core.models import folder as model_folder
 from minigpt.core.models.config import ModelConfig
 from minigpt.core.report import Report
@@ -54,10 +55,13 @@ class _Tensor(NamedTuple):
         return self.stored.shape[0] * self.stored.row // values * bytes
 
 
-def write(folder: Path, out: Path, *, quant: str = "f16", report: Report | None = None) -> Written:
+def write(
+    folder: Path, out: Path, *, quant: str = "f16", license: str | None = None, report: Report | None = None
+) -> Written:
     """Write the Hugging Face model folder `folder` as the GGUF file `out`.
 
-    quant: a name of QUANTS. report: hears which tensors stay wider and what llama.cpp cannot express.
+    quant: a name of QUANTS. license: an identifier such as apache-2.0; None names none.
+    report: hears which tensors stay wider and what llama.cpp cannot express.
     UsageError: an unknown quant. DataError: weights that do not fit config.json, are not finite or overflow float16; an
     architecture, RoPE scaling or tokenizer that llama.cpp has no words for; the disk.
     """
@@ -76,6 +80,8 @@ def write(folder: Path, out: Path, *, quant: str = "f16", report: Report | None 
     writer = gguf.GGUFWriter(None, arch.name)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(out.stem)
+    if license:
+        writer.add_license(license)
     writer.add_file_type(_FILE_TYPES[quant])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in gguf_arch.to_keys(config).items():
@@ -87,7 +93,7 @@ def write(folder: Path, out: Path, *, quant: str = "f16", report: Report | None 
     for tensor in tensors:
         _add_info(writer, tensor)
 
-    with stream.new_file(out) as path:
+    with new_file(out) as path:
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

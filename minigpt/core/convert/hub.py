@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from minigpt.core.errors import DataError, MissingError, UsageError
 from minigpt.core.report import Report
 
-WANTED = ["*.json", "*.safetensors", "*.jinja", "README.md"]
+WANTED = ["*.json", "*.jinja", "README.md"]
+WEIGHTS = ["*.safetensors"]
 # of other programs: copies in subdirectories, and whole copies in the layout of a model's author
 UNWANTED = ["*/*", "consolidated*.safetensors"]
 HUBS = {"hf": "huggingface_hub", "ms": "modelscope"}
@@ -36,9 +37,10 @@ def is_spec(named: str) -> bool:
     return named.startswith(tuple(f"{hub}:" for hub in HUBS)) and not Path(named).exists()
 
 
-def fetch(spec: str, report: Report | None = None) -> Fetched:
+def fetch(spec: str, report: Report | None = None, *, weights: bool = True) -> Fetched:
     """The local folder of a hub's model, downloaded when it is not there yet.
 
+    weights: without them there are its configuration, tokenizer and card.
     UsageError: not of the form `hf:org/name`. MissingError: the hub's client is not installed.
     DataError: the hub does not have it, does not give it, or cannot be reached.
     """
@@ -50,7 +52,8 @@ def fetch(spec: str, report: Report | None = None) -> Fetched:
     hub, name, revision = found["hub"], found["name"], found["revision"]
     download = _client(hub)
     (report or Report()).note("fetch", spec)
-    options: dict[str, Any] = {"revision": revision, "allow_patterns": WANTED, "ignore_patterns": UNWANTED}
+    wanted = WANTED + WEIGHTS if weights else WANTED
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": wanted, "ignore_patterns": UNWANTED}
     offline = os.environ.get("MINIGPT_OFFLINE", "") not in ("", "0")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # a client that talks there would spoil a result

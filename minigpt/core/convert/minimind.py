@@ -23,14 +23,10 @@ from torch import Tensor
 from minigpt.core.convert import stream, weights
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError, UsageError
-from minigpt.core.models import folder
+from minigpt.core.models import architecture, folder
 from minigpt.core.models.config import ModelConfig
 
 HEADS = 8
-CONSTANTS: dict[str, dict[str, Any]] = {  # by the architecture that a version is
-    "llama": {"rms_norm_eps": 1e-5},  # MiniMind2
-    "qwen3": {"rms_norm_eps": 1e-6},  # MiniMind3
-}
 COMMON = {"max_position_embeddings": 32_768, "rope_theta": 1e6}
 HARMLESS = ("initializer_range", "max_position_embeddings")  # may differ: neither changes what is computed
 # what a name says about a file that is no dense model of version 2 or 3
@@ -107,7 +103,7 @@ def infer(
             "head_dim": head_dim,
             "tie_word_embeddings": tied,
             **COMMON,
-            **CONSTANTS[kind],
+            **architecture(kind).Config.minimind,
         },
         overrides=changed,
     )

@@ -1,4 +1,4 @@
-"""Whatever a user calls a model, as a model folder: one function for every `--model`.
+"""Whatever a user calls a model, as a model folder: one function for every `--model`, one for every `--tokenizer`.
 
 A run, a step and a Hugging Face folder are there already. `.pth` and `.gguf` files are unpacked once into the cache,
 under a name made of their content and of all that decides how they are read; models of a hub are fetched.
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from minigpt.core.convert import hub
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError, MissingError, UsageError
-from minigpt.core.files import cache_dir, new_dir, sha256
+from minigpt.core.files import cache_dir, new_dir, remembered_sha256
 from minigpt.core.models import folder
 from minigpt.core.report import Report
 
-READER = 1  # raised when files are unpacked in another way than before, so that old copies are not used
+READER = 2  # raised when files are unpacked in another way than before, so that old copies are not used
 
 
 class Opened(NamedTuple):
@@ -33,6 +33,10 @@ class Opened(NamedTuple):
 def is_pth(named: str | Path) -> bool:
     """Whether this names a raw file of weights, which tells neither the number of heads nor its tokenizer."""
     return not hub.is_spec(str(named)) and Path(named).suffix.lower() in (".pth", ".pt") and not Path(named).is_dir()
+
+
+def is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 def open_model(
@@ -59,16 +63,39 @@ def open_model(
     if hub.is_spec(text):
         fetched = hub.fetch(text, report)
         return Opened(folder.resolve(fetched.path), fetched.origin)
-    if path.suffix.lower() == ".gguf" and not path.is_dir():
+    if is_gguf(path):
         return _unpack_gguf(path, report)
     return Opened(folder.resolve(path), text)
+
+
+def open_tokenizer(named: str | Path, report: Report | None = None) -> Tokenizer:
+    """The tokenizer that `named` means: its own directory or file, or that of any model that `open_model` takes.
+
+    No more of a model is read than this needs: nothing is unpacked, no weights are fetched.
+    Raises what `Tokenizer.load`, `hub.fetch`, `minimind.find_tokenizer` and `gguf_read.read` raise.
+    """
+    text = str(named)
+    path = Path(text).expanduser()
+    if hub.is_spec(text):
+        return Tokenizer.load(hub.fetch(text, report, weights=False).path)
+    if is_pth(path):
+        from minigpt.core.convert import minimind
+
+        return Tokenizer.load(minimind.find_tokenizer(_present(path)))
+    if is_gguf(path):
+        _present(path)
+        need_gguf()
+        from minigpt.core.convert import gguf_read
+
+        return gguf_read.read(path).tokenizer
+    return Tokenizer.load(path)
 
 
 def _unpack_pth(path: Path, report: Report, overrides: Mapping[str, Any], named: str | Path | None) -> Opened:
     from minigpt.core.convert import minimind
 
     digest = _digest(path)
-    tokenizer = Tokenizer.load(named if named is not None else minimind.find_tokenizer(path))
+    tokenizer = open_tokenizer(named if named is not None else minimind.find_tokenizer(path), report)
     target = _place("pth", digest, tokenizer.fingerprint, tokenizer.config, dict(overrides))
     if not folder.is_complete(target):
         report.note("unpack", f"{path.name} → {target}")
@@ -96,13 +123,15 @@ def need_gguf() -> None:
         )
 
 
+def _present(file: Path) -> Path:
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist", fix="name a run, a folder, a .pth or .gguf file, or hf:org/name")
+    return file
+
+
 def _digest(path: Path) -> str:
-    if not path.is_file():
-        raise UsageError(
-            f"{path} does not exist", fix="--model takes a run, a folder, a .pth or .gguf file, or hf:org/name"
-        )
     try:
-        return sha256(path)
+        return remembered_sha256(_present(path))
     except OSError as e:
         raise DataError(f"{path} cannot be read", found=e.strerror or str(e)) from None
 

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigpt.core.errors import DataError
-from minigpt.core.files import disk_error, fsync_dir
 
 PIECE = 1 << 20  # values in memory at once: 4 MB of float32
 # safetensors' name → how numpy reads it; bfloat16, which numpy lacks, as its 16 bits
@@ -112,29 +108,3 @@ def header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data begins aligned
     return len(text).to_bytes(8, "little") + text
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """The name of an empty file beside `path`, to be filled; synced and renamed to `path` when the block ends well.
-
-    A reader sees the old file or the whole new one. DataError (exit 3) names `path` when the disk refuses.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        try:
-            yield Path(name)
-            with open(name, "rb+") as f:
-                os.fsync(f.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
-        fsync_dir(path.parent)
-    except OSError as e:
-        raise disk_error(e, path) from e

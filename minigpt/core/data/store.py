@@ -27,7 +27,7 @@ from minigpt.core.data.formats import read
 from minigpt.core.data.schema import BadRow, BadRows, Conversation, Document, Record, WrongStage, reasons
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError, UsageError
-from minigpt.core.files import cache_dir, new_dir, read_json, sha256, write_json
+from minigpt.core.files import cache_dir, new_dir, read_json, remembered_sha256, write_json
 from minigpt.core.report import Report
 
 FORMAT = 1  # raise whenever the same sources would give another store
@@ -156,7 +156,7 @@ def build(
     inputs = reader.expand(specs)
     if any(i.path.is_dir() for i in inputs):
         return _open_given(inputs, tokenizer, kind, val_share)
-    hashes = [_remembered_sha256(i.path) for i in inputs]
+    hashes = [remembered_sha256(i.path) for i in inputs]
     options = {"format": FORMAT, "kind": kind, "tokenizer": tokenizer.fingerprint, "split_docs": split_docs}
     key = hashlib.sha256(json.dumps([hashes, options], sort_keys=True).encode()).hexdigest()
     path = cache_dir() / "stores" / key[:32] if out is None else Path(out)
@@ -222,23 +222,6 @@ def _vocabulary(tokenizer: Tokenizer) -> str:
     bare = copy.copy(tokenizer)
     bare.chat_template = None
     return bare.fingerprint
-
-
-def _remembered_sha256(path: Path) -> str:
-    """sha256 of a file, kept in the cache for as long as its size and time of change stay the same."""
-    stat = path.stat()
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    memo = cache_dir() / "hashes" / f"{name}.json"
-    stamp = [stat.st_size, stat.st_mtime_ns]
-    try:
-        known = json.loads(memo.read_text(encoding="utf-8"))
-        if known["stamp"] == stamp:
-            return str(known["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    digest = sha256(path)
-    write_json(memo, {"path": str(path.resolve()), "stamp": stamp, "sha256": digest})
-    return digest
 
 
 class _Piece(NamedTuple):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minigpt.core.data.chat import render
-from minigpt.core.infer.engine import Completion, Engine
+from minigpt.core.infer.engine import Engine
+from minigpt.core.infer.request import Completion
 from minigpt.core.infer.sampling import SamplingParams
 from minigpt.core.report import Report
 
@@ -56,13 +57,11 @@ def ask(
     Raises the errors of rendering and generating.
     """
     found = Answers()
+    prompts = [_prompt(engine, row) for row in rows]
     with (report or Report()).progress(len(rows), label="asked") as bar:
-        for begin in range(0, len(rows), engine.rows):
-            part = rows[begin : begin + engine.rows]
-            said = engine.generate([_prompt(engine, row) for row in part], params)
-            for row, completion in zip(part, said, strict=True):
-                _count(found, row, completion)
-            bar.update(found.asked, f"{found.right} right")
+        said = engine.generate(prompts, params, progress=bar.update)
+    for row, completion in zip(rows, said, strict=True):
+        _count(found, row, completion)
     return found
 
 

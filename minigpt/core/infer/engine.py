@@ -1,9 +1,15 @@
-"""One way to sample: prompts in, completions out, batched over a cache that the model declares."""
+"""One way to sample: requests in, completions out, batched continuously over a cache that the model declares.
+
+A step lets waiting requests in, computes a part of their prompts, then one token of every answer. Each product is made
+of so few rows that the build's kernels give every row the same bits whatever stands beside it (`steady_rows`), prompts
+are computed alone in fixed chunks, and draws come from counters: a text does not depend on its neighbours.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,118 +18,123 @@ from torch import Tensor
 
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import UsageError
-from minigpt.core.infer.cache import ContiguousCache
+from minigpt.core.infer import prefix
+from minigpt.core.infer.cache import PAGE, Pages, Pool, Slots
+from minigpt.core.infer.request import Completion, Request
 from minigpt.core.infer.sampling import SamplingParams, request_key, sample
+from minigpt.core.infer.steady import FEWEST_ROWS, steady_rows
 from minigpt.core.infer.text import Detokenizer, StopText
 from minigpt.core.models.decoder import Decoder
 
 if TYPE_CHECKING:
+    from minigpt.core.infer.constraint import Compiler
     from minigpt.core.infer.model import Model
 
-FEWEST_ROWS = 4  # products of fewer rows round differently, and a text must not depend on its neighbours
-CHUNK = 256  # prompt tokens computed at once: bounds the memory of attention over a long prompt
+CHUNK = 256  # prompt tokens computed at once: bounds the memory of attention, and is what prompts can share
+PREFILL = 2 * CHUNK  # prompt tokens computed between two tokens of the answers that are being made
+assert CHUNK % PAGE == 0
 
-
-@dataclass
-class Completion:
-    """One answer.
-
-    ids: sampled tokens, without the one that ended it. text: without stop strings and special tokens.
-    finish_reason: `stop`, or `length` when cut off by max_tokens or the end of the context.
-    end_id: the token that ended it; None after a stop string or `length`.
-    logprobs: nats, in the distribution that was sampled, of each of `ids` and then of `end_id`; empty unless asked for.
-    """
-
-    prompt_index: int
-    ids: list[int]
-    text: str
-    finish_reason: str
-    end_id: int | None = None
-    logprobs: list[float] = field(default_factory=list)
-
-
-@dataclass
-class _Request:
-    """A sequence being made."""
-
-    prompt_index: int
-    number: int  # among the samples of its prompt
-    prompt: Sequence[int]
-    limit: int  # of new tokens
-    key: int  # of its random draws
-    detokenizer: Detokenizer
-    stop: StopText
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    finish_reason: str | None = None
-    end_id: int | None = None
-
-    @property
-    def position(self) -> int:
-        """Where the newest token stands."""
-        return len(self.prompt) + len(self.ids) - 1
-
-    def accept(self, id: int, eos: Sequence[int]) -> str:
-        """Take one sampled id. Returns the text it makes final."""
-        out = ""
-        if id in eos:
-            self.end_id, self.finish_reason = id, "stop"
-        else:
-            self.ids.append(id)
-            out = self.stop.add(self.detokenizer.add(id))
-            if len(self.ids) >= self.limit:
-                self.finish_reason = "length"
-        if self.finish_reason is not None:
-            out += self.stop.add(self.detokenizer.finish())
-            out += self.stop.finish()
-        if self.stop.hit:
-            self.finish_reason = "stop"
-        self.text.append(out)
-        return out
-
-    def completion(self) -> Completion:
-        text, reason = "".join(self.text), self.finish_reason or "length"
-        return Completion(self.prompt_index, self.ids, text, reason, self.end_id, self.logprobs)
+END = object()  # of the requests
+Piece = tuple[Request, str]  # whose text, and what of it became final
 
 
 class Engine:
     """Samples from a live model: weights changed between two calls count in the second.
 
-    rows: sequences computed at once.
+    rows: sequences computed at once. cache_tokens: most tokens that are remembered; None = as many as needed.
+    paged: remember them in pages of one pool of `cache_tokens` instead of a slot a row; `reserve` is its share of what
+    a request may still need that is set aside when it is let in, and below 1 the newest are set aside when it is short.
+    prefix_tokens: prompt tokens kept for prompts that begin alike; 0 = none.
     """
 
-    def __init__(self, model: Decoder | Model, tokenizer: Tokenizer | None = None, rows: int = 32):
+    def __init__(
+        self,
+        model: Decoder | Model,
+        tokenizer: Tokenizer | None = None,
+        rows: int = 32,
+        *,
+        cache_tokens: int | None = None,
+        paged: bool = False,
+        reserve: float = 1.0,
+        prefix_tokens: int = 8192,
+    ):
         if isinstance(model, Decoder):
             assert tokenizer is not None, "a bare Decoder needs its tokenizer"
             self.model, self.tokenizer = model, tokenizer
         else:
             self.model, self.tokenizer = model.decoder, model.tokenizer
         self.rows = rows
+        weight = self.model.head_weight
+        self.device = weight.device
+        # a CPU multiplies few queries in float32, so nothing is won by keeping keys in less
+        dtype = torch.float32 if self.device.type == "cpu" else weight.dtype
+        specs = self.model.cache_specs()
+        if paged:
+            tokens = cache_tokens or min(rows, 8) * self.model.config.max_position_embeddings
+            self.pool: Pool = Pages(specs, self.device, dtype, tokens, reserve)
+        else:
+            self.pool = Slots(specs, self.device, dtype, cache_tokens)
+        self.prefixes = prefix.Prefixes(self.pool, prefix_tokens)
+        self.waiting: deque[Request] = deque()
+        self.live: list[Request] = []  # row i of the cache belongs to live[i] …
+        self.filling: Request | None = None  # … and the next one to the request whose prompt is being computed
+        self._group = 0  # rows of one forward, found when it is first needed
+        self._version: object = None
+        self._compiler: Compiler | None = None
+
+    # -------------------------------------------------------------------------------------------- for everyone
 
     def complete(self, text: str, params: SamplingParams | None = None) -> str:
         """Continue `text` as the beginning of a document."""
         prompt = [self.tokenizer.opening_id, *self.tokenizer.encode(text)]
         return self.generate([prompt], params or SamplingParams())[0].text
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int = 1) -> list[Completion]:
-        """n completions of each prompt, in the order of the prompts.
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        n: int = 1,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """n completions of each prompt, in the order of the prompts. params: one for all, or one for each.
 
-        UsageError when a prompt is empty or leaves no room in the context.
+        progress: told the number of finished completions. UsageError when a prompt is empty or leaves no room in the
+        context; nothing has been computed then.
         """
-        requests = [self._request(i, j, p, params) for i, p in enumerate(prompts) for j in range(n)]
-        for begin in range(0, len(requests), self.rows):
-            for _ in self._run(requests[begin : begin + self.rows], params):
-                pass
-        return [r.completion() for r in requests]
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        made = [self.request(q, p, i, j) for i, (q, p) in enumerate(zip(prompts, each, strict=True)) for j in range(n)]
+        done = []
+        for request in self._ordered(made, len(made)):
+            done.append(request.completion())
+            if progress is not None:
+                progress(len(done))
+        return done
+
+    def completions(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+        """Answer requests as they come, and hand completions over in that order as soon as they are ready.
+
+        None among the requests says that there is none now; it is asked again after a step. More are taken than can be
+        computed at once, so that none waits for a long one.
+        """
+        return (request.completion() for request in self._ordered(requests, 4 * self.rows))
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[str]:
         """The text of one completion as it becomes final."""
-        for _, text in self._run([self._request(0, 0, prompt, params)], params):
-            if text:
-                yield text
+        mine = self.request(prompt, params)
+        self.submit(mine)
+        try:
+            while mine.finish_reason is None:
+                for request, text in self.step():
+                    if request is mine and text:
+                        yield text
+        finally:
+            self.cancel(mine)
 
-    def _request(self, index: int, number: int, prompt: Sequence[int], params: SamplingParams) -> _Request:
+    def request(self, prompt: Sequence[int], params: SamplingParams, index: int = 0, number: int = 0) -> Request:
+        """A request for `submit`. index: for the caller. number: among the samples of the same prompt.
+
+        UsageError when the prompt is empty, leaves no room in the context, or does not fit the cache.
+        """
         context = self.model.config.max_position_embeddings
         if not prompt:
             raise UsageError("a prompt has no tokens")
@@ -133,85 +144,254 @@ class Engine:
                 found=f"context {context:,} tokens",
                 fix="shorten the prompt",
             )
-        return _Request(
+        for id in params.logit_bias:
+            if not 0 <= id < self.model.config.vocab_size:
+                raise UsageError("logit_bias names a token that is not there", found=str(id))
+        limit = min(params.max_tokens, context - len(prompt))
+        if not self.pool.fits(len(prompt) + limit):
+            raise UsageError(
+                f"{len(prompt):,} tokens of prompt and {limit:,} of answer do not fit the cache",
+                fix="ask for fewer with --max-tokens, or give the engine more cache_tokens",
+            )
+        constraint = self._compile().start(params.form) if params.form is not None else None
+        return Request(
             prompt_index=index,
-            number=number,
             prompt=prompt,
-            limit=min(params.max_tokens, context - len(prompt)),
+            params=params,
+            limit=limit,
             key=request_key(params.seed, number, prompt),
+            ends=frozenset((*self.tokenizer.eos_ids, *params.stop_ids)),
             detokenizer=Detokenizer(self.tokenizer),
             stop=StopText(params.stop),
+            constraint=constraint,
         )
 
-    # -------------------------------------------------------------------------------------------- the loop
+    def _compile(self) -> Compiler:
+        if self._compiler is None:
+            from minigpt.core.infer.constraint import Compiler
+
+            self._compiler = Compiler(self.tokenizer, self.model.config.vocab_size)
+        return self._compiler
+
+    def _ordered(self, requests: Iterable[Request | None], ahead: int) -> Iterator[Request]:
+        """Finished requests in the order in which they were given. ahead: most that are taken and not handed over."""
+        source, given, more = iter(requests), deque[Request](), True
+        try:
+            while more or given:
+                while more and len(given) < ahead:
+                    request = next(source, END)
+                    more = request is not END
+                    if not isinstance(request, Request):
+                        break
+                    given.append(request)
+                    self.submit(request)
+                if self.busy:
+                    self.step()
+                while given and given[0].finish_reason is not None:
+                    yield given.popleft()
+        finally:
+            for request in given:
+                self.cancel(request)
+
+    # -------------------------------------------------------------------------------------------- the schedule
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        return bool(self.waiting or self.live or self.filling)
+
+    def submit(self, request: Request) -> None:
+        """Put a request in the queue; steps answer it. One that has finished stays as it is."""
+        if not self.busy:
+            self._look_at_weights()
+        if request.finish_reason is None:
+            self.waiting.append(request)
 
     @torch.inference_mode()
-    def _run(self, requests: list[_Request], params: SamplingParams) -> Iterator[tuple[_Request, str]]:
-        """Sample until every request is finished. Yields (request, text) for each token."""
-        eos = self.tokenizer.eos_ids
-        capacity = max(len(r.prompt) + max(r.limit, FEWEST_ROWS) for r in requests)
-        weight = self.model.head_weight
-        slots = max(len(requests), FEWEST_ROWS)
-        cache = ContiguousCache(self.model.cache_specs(), slots, capacity, weight.device, weight.dtype)
-        logits = self._prefill(requests, cache)
-        live = list(requests)  # the owner of each slot
-        while live:
-            penalised = params.repetition_penalty != 1
-            tokens, logprobs = sample(
-                logits,
-                params,
-                [[*r.prompt, *r.ids] if penalised else () for r in live],
-                [(r.key, r.position + 1) for r in live],
-            )
-            for i, (request, token) in enumerate(zip(live, tokens, strict=True)):
-                if params.logprobs:
-                    request.logprobs.append(logprobs[i])
-                yield request, request.accept(token, eos)
-            self._close_ranks(live, cache)
-            if live:
-                logits = self._decode(live, cache)
+    def cancel(self, request: Request) -> None:
+        """Forget an unfinished request, wherever it stands."""
+        if request in self.waiting:
+            self.waiting.remove(request)
+            self._discard(request)
+        elif request is self.filling:
+            self.pool.close(len(self.live))
+            self.filling = None
+        elif request in self.live:
+            self._leave(self.live.index(request))
 
-    def _close_ranks(self, live: list[_Request], cache: ContiguousCache) -> None:
-        """Give the slots of finished requests to the last ones, so that the first slots are the ones in use."""
-        for slot in reversed(range(len(live))):
-            if live[slot].finish_reason is None:
-                continue
-            last = live.pop()
-            if slot < len(live):
-                cache.copy(len(live), slot, last.position)  # its newest token is not computed yet
-                live[slot] = last
+    @torch.inference_mode()
+    def step(self) -> list[Piece]:
+        """Let requests in, then make one token of every answer. Returns what became final of each one's text.
 
-    def _prefill(self, requests: list[_Request], cache: ContiguousCache) -> Tensor:
-        """Fill each request's slot; samples of one prompt share the work. Returns (B, V) logits of the next token.
-
-        A prompt is computed alone, so nothing about it depends on the others.
+        An exception leaves the engine empty: what was being made is lost.
         """
-        rows: list[Tensor] = []
-        for slot, request in enumerate(requests):
-            first = slot - request.number
-            if request.number and first >= 0 and requests[first].prompt is request.prompt:
-                cache.copy(first, slot, len(request.prompt))
-                rows.append(rows[first])
-            else:
-                rows.append(self._prompt(request.prompt, cache.slot(slot)))
-        return torch.cat(rows)
+        try:
+            self._make_room()
+            fresh = self._fill()
+            logits = [*self._decode(self.live[: len(self.live) - len(fresh)]), *fresh]
+            return self._sample(torch.cat(logits) if len(logits) > 1 else logits[0]) if logits else []
+        except BaseException:
+            self._clear()
+            raise
 
-    def _prompt(self, prompt: Sequence[int], cache: ContiguousCache) -> Tensor:
-        """Put one prompt into an empty slot, a chunk at a time. Returns (1, V)."""
-        device = self.model.head_weight.device
-        for begin in range(0, len(prompt), CHUNK):
-            part = torch.tensor(prompt[begin : begin + CHUNK], device=device)
-            ids = F.pad(part, (0, max(0, FEWEST_ROWS - len(part))))[None]
-            positions = torch.arange(begin, begin + ids.shape[1], device=device)[None]  # fillers are overwritten later
-            cache.read(begin + ids.shape[1])
-            hidden = self.model.hidden(ids, positions, cache)[:, len(part) - 1]
-        return self.model.head(hidden.expand(FEWEST_ROWS, -1))[:1]
+    def _sample(self, logits: Tensor) -> list[Piece]:
+        """One token for every live row. logits: (B, V)."""
+        requests = list(self.live)
+        tokens, logits = sample(logits, requests)
+        _record(requests, tokens, logits)
+        out = [(request, request.accept(token)) for request, token in zip(requests, tokens, strict=True)]
+        for row in reversed(range(len(requests))):
+            if requests[row].finish_reason is not None:
+                self._leave(row)
+        return out
 
-    def _decode(self, live: list[_Request], cache: ContiguousCache) -> Tensor:
-        """One token further for every request. Returns (B, V)."""
-        device = self.model.head_weight.device
-        idle = [0] * max(0, FEWEST_ROWS - len(live))  # slots without an owner compute on, unseen
-        ids = torch.tensor([r.ids[-1] for r in live] + idle, device=device)[:, None]
-        positions = torch.tensor([r.position for r in live] + idle, device=device)[:, None]
-        cache.read(max(r.position for r in live) + 1)
-        return self.model.head(self.model.hidden(ids, positions, cache)[:, 0])[: len(live)]
+    def _leave(self, row: int) -> None:
+        """Free a live row. The last live one takes its place, and the one that is being filled takes the last one's:
+        live rows are always the first ones.
+        """
+        last = len(self.live) - 1
+        self.pool.close(row)
+        if row != last:
+            self.pool.move(last, row, self.live[last].position)  # its newest token is not computed yet
+            self.live[row] = self.live[last]
+        self.live.pop()
+        if self.filling is not None:
+            self.pool.move(last + 1, last, self.filling.filled)
+
+    def _clear(self) -> None:
+        for row in range(len(self.live) + 1):
+            self.pool.close(row)
+        for request in self.waiting:
+            self._discard(request)
+        self.waiting.clear()
+        self.live.clear()
+        self.filling = None
+
+    def _discard(self, request: Request) -> None:
+        if request.swapped is not None:
+            self.pool.drop(request.swapped)
+            request.swapped = None
+
+    def _look_at_weights(self) -> None:
+        """Prompts that were computed with other weights are worth nothing."""
+        version = [(p.data_ptr(), p._version) for p in self.model.parameters()]
+        if version != self._version:
+            self.prefixes.clear()
+            self._version = version
+
+    # -------------------------------------------------------------------------------------------- prompts
+
+    def _fill(self) -> list[Tensor]:
+        """Let requests in while there is room, and compute their prompts a chunk at a time, in turn. Returns (1, V) for
+        each that became live, of its first token.
+        """
+        fresh: list[Tensor] = []
+        budget = PREFILL
+        while budget > 0 and (self.filling or self._let_in(bool(fresh))):
+            request = self.filling
+            if request is None:  # it had been set aside, and is live again
+                continue
+            hidden, cost = self._next_chunk(request, len(self.live))
+            budget -= cost
+            if request.filled == len(request.prompt):
+                fresh.append(self.model.head(hidden.expand(FEWEST_ROWS, -1))[:1])
+                self.live.append(request)
+                self.filling = None
+        return fresh
+
+    def _let_in(self, fresh: bool) -> bool:
+        """Give the next request a row. False = none waits, or there is no room now. fresh: whether rows without a token
+        stand behind the others; one that goes on must come before them.
+        """
+        if not self.waiting or len(self.live) >= self.rows:
+            return False
+        request, row = self.waiting[0], len(self.live)
+        if request.swapped is not None and fresh:
+            return False
+        at_once = len(request.prompt) + 1 if request.swapped is None else request.swapped.length + PAGE
+        while not self.pool.open(row, request.most, min(at_once, request.most)):
+            if not self.prefixes.forget():
+                return False
+        self.waiting.popleft()
+        if request.swapped is None:
+            self.filling = request
+        else:
+            self.pool.put(row, 0, request.swapped)
+            request.swapped = None
+            self.live.append(request)
+        return True
+
+    def _next_chunk(self, request: Request, row: int) -> tuple[Tensor, int]:
+        """Remember or compute one chunk of a prompt. Returns hidden (1, C) behind it, and the tokens computed."""
+        begin = request.filled
+        if begin == 0:
+            request.keys = list(prefix.keys(request.prompt, CHUNK))
+        part = request.prompt[begin : begin + CHUNK]
+        key = request.keys[begin // CHUNK]
+        request.filled += len(part)
+        known = self.prefixes.find(key)
+        if known is not None:
+            self.pool.put(row, begin, known.piece)
+            return known.hidden, 0
+        ids = torch.tensor(part, device=self.device)
+        ids = F.pad(ids, (0, max(0, FEWEST_ROWS - len(part))))[None]
+        positions = torch.arange(begin, begin + ids.shape[1], device=self.device)[None]  # fillers are overwritten later
+        window = self.pool.window(row, positions, begin + ids.shape[1])
+        hidden = self.model.hidden(ids, positions, window)[:, len(part) - 1]
+        self.prefixes.add(key, row, begin, len(part), hidden)
+        return hidden, len(part)
+
+    # -------------------------------------------------------------------------------------------- answers
+
+    def _make_room(self) -> None:
+        """Where less was reserved than is needed now, set the newest requests aside until the others have room."""
+        row = 0
+        while row < len(self.live):
+            if self.pool.extend(row, self.live[row].position + 1):
+                row += 1
+            elif not self.prefixes.forget():
+                self._set_aside(len(self.live) - 1)
+
+    def _set_aside(self, row: int) -> None:
+        request = self.live[row]
+        request.swapped = self.pool.take(row, 0, request.position, copy=True)
+        self._leave(row)
+        self.waiting.appendleft(request)
+
+    def _decode(self, known: Sequence[Request]) -> list[Tensor]:
+        """One token further for the first rows. Returns (B, V) in groups."""
+        if len(known) > FEWEST_ROWS and not self._group:
+            self._group = steady_rows(self.model)
+        count = -(-len(known) // (self._group or FEWEST_ROWS))
+        borders = [len(known) * i // count for i in range(count + 1)] if known else []
+        return [self._forward(known[begin:end], begin) for begin, end in pairwise(borders)]
+
+    def _forward(self, requests: Sequence[Request], first: int) -> Tensor:
+        """Rows first … and, where these are too few, some behind them that compute on unseen. Returns (B, V)."""
+        end = first + len(requests)
+        idle = range(end, first + FEWEST_ROWS) if self.rows > 1 else ()
+        at = [r.position for r in requests] + [self._unwritten(row) for row in idle]
+        ids = torch.tensor([r.ids[-1] for r in requests] + [0] * len(idle), device=self.device)[:, None]
+        positions = torch.tensor(at, device=self.device)[:, None]
+        window = self.pool.window(first, positions, max(at) + 1)
+        return self.model.head(self.model.hidden(ids, positions, window)[:, 0])[: len(requests)]
+
+    def _unwritten(self, row: int) -> int:
+        """A position of a row that will be written before it is read."""
+        if row < len(self.live):
+            return self.live[row].position + 1
+        return self.filling.filled if self.filling is not None and row == len(self.live) else 0
+
+
+def _record(requests: Sequence[Request], tokens: Sequence[int], logits: Tensor) -> None:
+    """Log-probabilities for those that asked for them. logits: (B, V) of the distributions that were sampled."""
+    wanted = [i for i, r in enumerate(requests) if r.params.logprobs or r.params.top_logprobs]
+    if not wanted:
+        return
+    logprobs = logits[wanted].log_softmax(-1)
+    chosen = logprobs.gather(1, torch.tensor([[tokens[i]] for i in wanted], device=logits.device)).squeeze(1).tolist()
+    for row, i, value in zip(logprobs, wanted, chosen, strict=True):
+        requests[i].logprobs.append(value)
+        if count := requests[i].params.top_logprobs:
+            best = row.topk(min(count, len(row)))
+            requests[i].top_logprobs.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))

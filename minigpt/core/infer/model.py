@@ -8,6 +8,8 @@ from typing import Any
 
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError
+from minigpt.core.infer import lean
+from minigpt.core.infer.rope_scaling import apply as stretch
 from minigpt.core.models import folder
 from minigpt.core.models.decoder import Decoder
 from minigpt.core.runtime import Runtime
@@ -29,17 +31,27 @@ class Model:
         return self.tokenizer.chat_template is not None
 
 
-def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Model:
+def load(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    quant: str = "none",
+    rope_scaling: str | None = None,
+) -> Model:
     """Load a run directory (its newest step), a step directory or a Hugging Face folder.
 
-    DataError when files are missing, damaged or do not fit each other.
+    quant: `int8` computes with 8-bit weights, on a CPU. rope_scaling: `yarn:4` makes the context four times as long.
+    DataError when files are missing, damaged or do not fit each other; UsageError for options that do not go together.
     """
     where = folder.resolve(str(path))
-    runtime = Runtime.open(device, dtype)
+    runtime = Runtime.open(device, "float32" if quant == "int8" and dtype == "auto" else dtype)
     decoder, config = folder.load(where, device=runtime.device, dtype=runtime.dtype)
     tokenizer = Tokenizer.load(where)
     check_fit(decoder, tokenizer, where)
     decoder.eval()
+    if rope_scaling is not None:
+        stretch(decoder, rope_scaling)
+    (lean.int8 if quant == "int8" else lean.fuse)(decoder)
     return Model(decoder, tokenizer, where, config, runtime)
 
 

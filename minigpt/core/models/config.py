@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from minigpt.core.errors import UsageError
 
@@ -55,6 +55,19 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+class GGUF(NamedTuple):
+    """What llama.cpp's files say differently from ours.
+
+    name: the architecture's there, `general.architecture`.
+    neighbours: (x_2i, x_2i+1) turn together there, (x_i, x_i+D/2) here: rows of q_proj and k_proj change places.
+    rope_factors: the tensor `rope_freqs.weight` is read, which is how `llama3` scaling travels.
+    """
+
+    name: str
+    neighbours: bool
+    rope_factors: bool
+
+
 @dataclass(kw_only=True)
 class ModelConfig:
     """Fields that decide the maths of a decoder. Subclasses set the defaults of their Hugging Face class."""
@@ -62,6 +75,8 @@ class ModelConfig:
     model_type: ClassVar[str]
     architecture: ClassVar[str]  # the transformers class that opens the export
     written: ClassVar[dict[str, Any]] = {}  # constant keys of config.json, which are also the only values accepted
+    gguf: ClassVar[GGUF | None] = None  # None: llama.cpp cannot run it
+    minimind: ClassVar[dict[str, Any]] = {}  # constants of MiniMind's own configuration, in no shape of its weights
 
     vocab_size: int
     hidden_size: int = 4096

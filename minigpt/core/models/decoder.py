@@ -19,7 +19,7 @@ from minigpt.core.models.config import ModelConfig
 from minigpt.core.nn.attention import Attention
 from minigpt.core.nn.cache import KV, Cache, LayerCache
 from minigpt.core.nn.layers import MLP, RMSNorm
-from minigpt.core.nn.nll import chunked_nll
+from minigpt.core.nn.nll import chunked_nll, head_nll
 from minigpt.core.nn.rope import RotaryEmbedding
 from minigpt.core.nn.seqinfo import SeqInfo
 
@@ -76,6 +76,7 @@ class Decoder(nn.Module):
         self.model = Stack(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.quantised_head: nn.Module | None = None  # the head in fewer bits, for inference
         self.reset_parameters()
 
     @torch.no_grad()
@@ -112,12 +113,18 @@ class Decoder(nn.Module):
         tokens = hidden.flatten(0, 1)
         if used.numel() < flat.numel():
             tokens, flat = tokens.index_select(0, used), flat.index_select(0, used)
-        nll, spread = chunked_nll(tokens, self.head_weight, flat, temperature, entropy=entropy)
+        spread: Tensor | None = None
+        if self.quantised_head is None:
+            nll, spread = chunked_nll(tokens, self.head_weight, flat, temperature, entropy=entropy)
+        elif not entropy:
+            nll = head_nll(self.head, tokens, flat, temperature)
+        else:
+            raise ValueError("a model in 8 bits computes no entropy")
 
         def spill(values: Tensor) -> Tensor:
             return values.new_zeros(labels.numel()).index_copy(0, used, values).view(labels.shape)
 
-        return spill(nll), spill(spread) if entropy else None
+        return spill(nll), spill(spread) if entropy and spread is not None else None
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """input_ids, position_ids: (B, T). Without a cache every position 0 begins a document of its own; with one,
@@ -127,7 +134,7 @@ class Decoder(nn.Module):
         if cache is None:
             seq = SeqInfo.packed(position_ids, self.rotary, x.dtype, self.attention_path)
         else:
-            seq = SeqInfo.continued(position_ids, self.rotary, x.dtype)
+            seq = SeqInfo.continued(position_ids, self.rotary, x.dtype, cache.end)
         for i, block in enumerate(self.model.layers):
             if self.recompute and cache is None and torch.is_grad_enabled():
                 x = checkpoint(block, x, seq, use_reentrant=False, preserve_rng_state=False)  # nothing here is random
@@ -137,6 +144,8 @@ class Decoder(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden: (..., C). Returns logits (..., V) in float32."""
+        if self.quantised_head is not None:
+            return cast(Tensor, self.quantised_head(hidden)).float()
         return F.linear(hidden, self.head_weight).float()
 
     def cache_specs(self) -> list[KV]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from minigpt.core.models.config import ModelConfig
+from minigpt.core.models.config import GGUF, ModelConfig
 from minigpt.core.models.decoder import Block
 from minigpt.core.nn.attention import Attention
 from minigpt.core.nn.layers import MLP
@@ -27,6 +27,8 @@ class Config(ModelConfig):
         "mlp_bias": False,
         "pretraining_tp": 1,
     }
+    gguf: ClassVar[GGUF | None] = GGUF("llama", neighbours=True, rope_factors=True)
+    minimind: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-5}  # version 2
 
     vocab_size: int = 32_000
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from minigpt.core.models.config import ModelConfig
+from minigpt.core.models.config import GGUF, ModelConfig
 from minigpt.core.models.decoder import Block
 from minigpt.core.nn.attention import Attention
 from minigpt.core.nn.layers import MLP
@@ -26,6 +26,8 @@ class Config(ModelConfig):
         "attention_bias": False,
         "use_sliding_window": False,
     }
+    gguf: ClassVar[GGUF | None] = GGUF("qwen3", neighbours=False, rope_factors=False)
+    minimind: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-6}  # version 3
 
     vocab_size: int = 151_936
     intermediate_size: int = 22_016

@@ -15,6 +15,7 @@ from torch import Tensor
 from minigpt.core.nn.seqinfo import QUERIES, DocumentPlan, HeadPlan, Piece, SeqInfo
 
 FEW_QUERIES = 16  # below this a CPU multiplies faster in float32, conversion included
+KEYS = 256  # summed at once: a product over more splits its sum by their number, so that reading more would show
 TILE_BYTES = 1 << 20  # attention weights computed at once: they stay in a core's cache between the operations
 
 
@@ -24,7 +25,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seq: SeqInfo) -> Tensor:
     q: (B, H, T, D). k, v: (B, K, S, D), S = T without a cache. Returns (B, H, T, D).
     """
     if seq.cached:
-        return _cached(q, k, v, seq.unseen(k.shape[2]))
+        return _cached(q, k, v, seq)
     if seq.documents is not None:
         return _documents(q, k, v, seq.documents)
     return F.scaled_dot_product_attention(
@@ -126,13 +127,20 @@ class _Views:
 # ---------------------------------------------------------------------------------------------- with a cache
 
 
-def _cached(q: Tensor, k: Tensor, v: Tensor, unseen: Tensor) -> Tensor:
-    """unseen: (B, 1, 1, T, S), True where a query must not look. Plain products: no row depends on its neighbours."""
+def _cached(q: Tensor, k: Tensor, v: Tensor, seq: SeqInfo) -> Tensor:
+    """Plain products: no row depends on its neighbours, nor on how many keys beyond its own are read.
+
+    k, v: may be of a wider type than q, which is then rounded once, at the end.
+    """
     rows, heads, length, dim = q.shape
     kv, keys, dtype = k.shape[1], k.shape[2], q.dtype
-    if length < FEW_QUERIES and q.device.type == "cpu":
-        q, k, v = q.float(), k.float(), v.float()
-    q = (q * dim**-0.5).reshape(rows, kv, heads // kv * length, dim)
-    weights = torch.matmul(q, k.transpose(2, 3))  # (B, K, G * T, S)
-    weights.view(rows, kv, -1, length, keys).masked_fill_(unseen, float("-inf"))
-    return torch.matmul(weights.softmax(-1), v).view(rows, heads, length, dim).to(dtype)
+    exact = torch.float32 if length < FEW_QUERIES and q.device.type == "cpu" else dtype
+    q, k, v = (x.to(exact) for x in (q, k, v))
+    q = q.reshape(rows * kv, heads // kv * length, dim)
+    k, v = k.reshape(rows * kv, keys, dim), v.reshape(rows * kv, keys, dim)
+    hidden = seq.hidden(keys, kv, heads // kv, exact)
+    weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=dim**-0.5).softmax(-1)  # (B * K, G * T, S)
+    out = torch.bmm(weights[..., :KEYS], v[:, :KEYS])
+    for begin in range(KEYS, keys, KEYS):
+        out.baddbmm_(weights[..., begin : begin + KEYS], v[:, begin : begin + KEYS])
+    return out.view(rows, heads, length, dim).to(dtype)

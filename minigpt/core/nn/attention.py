@@ -5,6 +5,9 @@ Shapes: B rows · T tokens · C hidden_size · H query heads · K key/value head
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from minigpt.core.nn.attend import attend
@@ -19,8 +22,10 @@ class Attention(nn.Module):
     def __init__(self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, *, qk_norm_eps: float | None = None):
         """qk_norm_eps: epsilon of the per-head norm of queries and keys; None = no such norm."""
         super().__init__()
+        self.heads = heads
         self.head_dim = head_dim
         self.kv_heads = kv_heads
+        self.fused: Callable[[Tensor], Tensor] | None = None  # q_proj, k_proj and v_proj as one product, for inference
         self.q_proj = nn.Linear(hidden_size, heads * head_dim, bias=False)
         self.k_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=False)
@@ -33,10 +38,30 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, seq: SeqInfo, cache: LayerCache | None = None) -> Tensor:
         """x: (B, T, C). seq: positions and document borders. cache: None in training. Returns (B, T, C)."""
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)  # norm, then rotate: Qwen3's order
-        q, k, v = (x.transpose(1, 2) for x in (seq.rope(q), seq.rope(k), v))  # (B, H|K, T, D)
+        if cache is not None or self.fused is not None:
+            q, k, v = self._together(x, seq)
+        else:
+            q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+            if self.q_norm is not None and self.k_norm is not None:
+                q, k = self.q_norm(q), self.k_norm(k)  # norm, then rotate: Qwen3's order
+            q, k = seq.rope(q), seq.rope(k)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H|K, T, D)
         if cache is not None:
-            k, v = cache.update(k, v, seq.position_ids)  # (B, K, S, D)
+            k, v = cache.update(k, v)  # (B, K, S, D)
         return self.o_proj(attend(q, k, v, seq).transpose(1, 2).flatten(2))
+
+    def _together(self, x: Tensor, seq: SeqInfo) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, T, H|K, D), turned. With few tokens the number of operations is the time, so
+        queries and keys go through them side by side.
+        """
+        both = self.heads + self.kv_heads
+        if self.fused is not None:
+            heads = self.fused(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2K, D)
+        else:
+            heads = torch.cat([proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)], -1)
+            heads = heads.unflatten(-1, (-1, self.head_dim))
+        turned, v = heads[:, :, :both], heads[:, :, both:]
+        if self.q_norm is not None and self.k_norm is not None:
+            turned = torch.cat((self.q_norm(turned[:, :, : self.heads]), self.k_norm(turned[:, :, self.heads :])), 2)
+        turned = seq.rope(turned)
+        return turned[:, :, : self.heads], turned[:, :, self.heads :], v

@@ -22,12 +22,14 @@ class KV:
 class LayerCache(Protocol):
     """One layer's past, whatever its layout: slots, pages, ..."""
 
-    def update(self, k: Tensor, v: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, K, T, D) at position_ids (B, T). Returns keys, values (B, K, S, D), position j at index j."""
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, K, T, D) of the forward's new tokens. Returns keys, values (B, K, S, D), position j at j."""
         ...
 
 
 class Cache(Protocol):
-    """The past of every layer."""
+    """The past of every layer, for the rows and positions of one forward. end: no position is this or beyond."""
+
+    end: int
 
     def layer(self, index: int) -> LayerCache: ...

@@ -5,12 +5,14 @@ Shapes: N tokens · C hidden_size · V vocab_size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+HEAD_TOKENS = 512  # of a chunk, where the vocabulary is not known
 CHUNK_BYTES = 12 << 20  # float32 logits of a chunk: small enough to stay in cache, large enough for full-speed matmuls
 
 
@@ -25,6 +27,19 @@ def chunked_nll(
     """
     size = max(64, CHUNK_BYTES // (4 * weight.shape[0]))
     return _ChunkedNLL.apply(hidden, weight, labels, temperature, entropy, size)
+
+
+@torch.no_grad()
+def head_nll(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """Each token's -log p(label) in nats where the head is no plain matrix, (N,) float32; without gradients.
+
+    head: (n, C) → logits (n, V).
+    """
+    parts = [
+        F.cross_entropy(head(rows).float() / temperature, wanted, reduction="none")
+        for rows, wanted in zip(hidden.split(HEAD_TOKENS), labels.split(HEAD_TOKENS), strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def _chunks(hidden: Tensor, weight: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:

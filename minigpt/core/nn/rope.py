@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TABLE = 1024  # positions by which the table of cosines grows
+
 RopeParameters = Mapping[str, Any]
 
 
@@ -94,6 +96,7 @@ class RotaryEmbedding:
 
     def __init__(self, rope: RopeParameters, head_dim: int):
         self.inv_freq, self.attention_factor = frequencies(rope, head_dim)
+        self._tables: dict[torch.dtype, Tensor] = {}
 
     def __call__(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """position_ids: (B, T). Returns cos, sin (B, T, D) in `dtype`, the first half of sin negated for `rotate`."""
@@ -102,6 +105,22 @@ class RotaryEmbedding:
         angle = position_ids[..., None].float() * self.inv_freq  # (B, T, D/2)
         cos, sin = angle.cos() * self.attention_factor, angle.sin() * self.attention_factor
         return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+    def looked_up(self, position_ids: Tensor, dtype: torch.dtype, end: int) -> tuple[Tensor, Tensor]:
+        """The same from a table, for positions below `end`: one operation, and the same bits for a position wherever it
+        stands. (A CPU computes the last cosines of a tensor one by one, and rounds them differently.)
+        """
+        table = self._tables.get(dtype)
+        have = 0 if table is None or table.device != position_ids.device else len(table)
+        if have < end:
+            blocks = [] if table is None or not have else [table]
+            for begin in range(have, end, TABLE):
+                positions = torch.arange(begin, begin + TABLE, device=position_ids.device)[None]
+                blocks.append(torch.cat(self(positions, dtype), dim=-1)[0])
+            table = self._tables[dtype] = torch.cat(blocks)  # (P, 2D)
+        assert table is not None
+        cos, sin = table[position_ids].chunk(2, dim=-1)
+        return cos, sin
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

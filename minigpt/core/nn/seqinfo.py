@@ -174,7 +174,7 @@ class SeqInfo:
     cached: bool = False
     documents: DocumentPlan | None = None
     mask: Tensor | None = None
-    _unseen: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _hidden: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def packed(
@@ -194,16 +194,21 @@ class SeqInfo:
         return cls(position_ids, cos, sin, mask=None if whole_rows else block_diagonal(position_ids))
 
     @classmethod
-    def continued(cls, position_ids: Tensor, rope: RotaryEmbedding, dtype: torch.dtype) -> SeqInfo:
-        """New tokens of sequences whose past is in a cache."""
-        return cls(position_ids, *rope(position_ids, dtype), cached=True)
+    def continued(cls, position_ids: Tensor, rope: RotaryEmbedding, dtype: torch.dtype, end: int) -> SeqInfo:
+        """New tokens of sequences whose past is in a cache. end: a bound of their positions, exclusive."""
+        return cls(position_ids, *rope.looked_up(position_ids, dtype, end), cached=True)
 
-    def unseen(self, keys: int) -> Tensor:
-        """True where a query must not look among S cached keys, (B, 1, 1, T, S). Made once a forward."""
-        if keys not in self._unseen:
+    def hidden(self, keys: int, kv_heads: int, groups: int, dtype: torch.dtype) -> Tensor:
+        """-inf where a query must not look among S cached keys, else 0: (B * K, G * T or 1, S). Made once a forward."""
+        key = (keys, kv_heads, groups, dtype)
+        if key not in self._hidden:
+            rows, length = self.position_ids.shape
             at = torch.arange(keys, device=self.position_ids.device)
-            self._unseen[keys] = at > self.position_ids[:, None, None, :, None]
-        return self._unseen[keys]
+            mask = torch.zeros(rows, 1, 1, length, keys, device=at.device, dtype=dtype)
+            mask.masked_fill_(at > self.position_ids[:, None, None, :, None], -torch.inf)
+            mask = mask.expand(-1, kv_heads, groups if length > 1 else 1, -1, -1)
+            self._hidden[key] = mask.reshape(rows * kv_heads, -1, keys)
+        return self._hidden[key]
 
     def rope(self, x: Tensor) -> Tensor:
         """Rotate queries or keys by their positions. x: (B, T, heads, D)."""

@@ -6,20 +6,30 @@ import json
 import random
 import unicodedata
 import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
+
+from minigpt.core.models.decoder import Decoder
 
 
 class LlamaCpp:
-    """One model open in llama.cpp: one slot, one thread, everything that can be float32 in float32."""
+    """One model open in llama.cpp: one slot, one thread, everything that can be float32 in float32.
 
-    def __init__(self, path: Path, context: int = 512):
+    at_once: tokens of a prompt that are computed together. Another number sums in another order.
+    """
+
+    def __init__(self, path: Path, *, at_once: int = 512):
         xllamacpp = pytest.importorskip("xllamacpp")
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.warmup, params.verbosity = context, 1, False, 0
+        params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 512, 1, False, 0
+        params.n_ubatch = at_once
         params.fit_params = False
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -39,12 +49,17 @@ class LlamaCpp:
         """Ids of a text. special: spellings of control tokens become those tokens."""
         return self.post("/tokenize", content=text, add_special=False, parse_special=special)["tokens"]
 
-    def logprobs(self, prompt: list[int], vocab_size: int) -> list[float]:
+    def logprobs(self, prompt: Sequence[int], vocab_size: int) -> list[float]:
         """Log-probability of every token after `prompt`, by id."""
         # the server tells none for half a character or an end: make it choose a letter; what it tells is unbiased
         letter = self.tokenize("a")[0]
         answer = self.post(
-            "/completion", prompt=prompt, n_predict=1, temperature=0, n_probs=vocab_size, logit_bias=[[letter, 1e4]]
+            "/completion",
+            prompt=list(prompt),
+            n_predict=1,
+            temperature=0,
+            n_probs=vocab_size,
+            logit_bias=[[letter, 1e4]],
         )
         found = {t["id"]: t["logprob"] for t in answer["completion_probabilities"][0]["top_logprobs"]}
         assert len(found) == vocab_size
@@ -58,6 +73,49 @@ class LlamaCpp:
     def template(self, messages: list[dict[str, Any]], **more: Any) -> str:
         """A conversation as text, in the chat template of the file."""
         return self.post("/apply-template", messages=messages, **more)["prompt"]
+
+
+@torch.no_grad()
+def logprobs(model: Decoder, prompt: Sequence[int]) -> Tensor:
+    """Log-probability of every token after `prompt`, computed here in float32, (V,)."""
+    ids = torch.tensor([prompt])
+    return model.head(model.hidden(ids, torch.arange(len(prompt))[None]))[0, -1].log_softmax(-1)
+
+
+def differences(model: Decoder, other: LlamaCpp, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """After every prompt, the largest difference of log-probabilities over the whole vocabulary, (prompts,)."""
+    theirs = torch.tensor([other.logprobs(prompt, model.config.vocab_size) for prompt in prompts]).double()
+    theirs = theirs.log_softmax(-1)  # the server's sum to 1.0002 for 49,152 tokens: it adds them up in float32
+    return (torch.stack([logprobs(model, prompt) for prompt in prompts]) - theirs).abs().amax(1)
+
+
+@contextmanager
+def inputs_rounded(model: Decoder, quant: str) -> Iterator[None]:
+    """What ggml does on a CPU before it multiplies with a matrix: the other side takes a type fit for the matrix's.
+
+    That is float16 for f16, bfloat16 for bf16 and blocks of 32 bytes with one scale (q8_0) for q8_0 and q4_0
+    (`vec_dot_type` in ggml-cpu.c). Sums stay float32, and so does all that multiplies no such matrix.
+    """
+
+    def rounded(x: Tensor) -> Tensor:
+        if quant in ("f16", "bf16"):
+            return x.to(torch.float16 if quant == "f16" else torch.bfloat16).float()
+        gguf = pytest.importorskip("gguf")
+        kind = gguf.GGMLQuantizationType.Q8_0
+        blocks = gguf.quantize(x.contiguous().numpy(), kind)
+        return torch.from_numpy(gguf.dequantize(blocks, kind)).view(x.shape)
+
+    before = [
+        layer.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
+        for layer in model.model.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    head = model.model.norm.register_forward_hook(lambda _, __, output: rounded(output))
+    try:
+        yield
+    finally:
+        for hook in (*before, head):
+            hook.remove()
 
 
 def _assigned(random_: random.Random) -> str:

@@ -28,7 +28,7 @@ from minigpt.core.convert import gguf_arch, gguf_read, gguf_write, stream
 from minigpt.core.data import chat
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError, MinigptError, UsageError
-from minigpt.core.models import folder, model_types
+from minigpt.core.models import architecture, folder, model_types
 from minigpt.core.models.decoder import Decoder
 from minigpt.core.report import Report
 from tests.conftest import tiny
@@ -267,6 +267,17 @@ def test_what_cannot_be_written(tmp_path, tokens):
     assert "beta_slow" in refused(save(tmp_path / "steep", steep, tokens), out).message
     other = tiny("qwen3", vocab_size=500, rope_scaling=LLAMA3)
     assert "llama3" in refused(save(tmp_path / "other", other, tokens), out).message
+
+
+def test_an_architecture_that_llama_cpp_does_not_know(tmp_path, tokens, monkeypatch):
+    """Its file says so, and those that it knows are listed, to the writer and to the reader."""
+    source = save(tmp_path / "m", tiny("qwen3", vocab_size=tokens.vocab_size), tokens)
+    gguf_write.write(source, tmp_path / "x.gguf")
+    monkeypatch.setattr(architecture("qwen3").Config, "gguf", None)
+    for attempt in (lambda: gguf_write.write(source, tmp_path / "y.gguf"), lambda: gguf_read.read(tmp_path / "x.gguf")):
+        with pytest.raises(DataError) as e:
+            attempt()
+        assert (e.value.found, e.value.fix) == ("qwen3", "supported: llama")
 
 
 def test_an_earlier_file_survives_a_failure(tmp_path, tokens):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import tokenizers
@@ -23,7 +25,7 @@ from minigpt.core.infer.sampling import SamplingParams
 from minigpt.core.models import folder, model_types
 from minigpt.core.models.decoder import Decoder
 from tests.conftest import tiny
-from tests.core.convert.llamacpp import LlamaCpp, mixed_texts
+from tests.core.convert.llamacpp import LlamaCpp, differences, inputs_rounded, mixed_texts
 
 ARCHITECTURES = model_types()
 ROPES: dict[str, dict[str, Any]] = {
@@ -65,22 +67,10 @@ def in_llama_cpp(tmp_path: Path, model: Decoder, quant: str = "f32", tokens: Tok
     return LlamaCpp(written.path)
 
 
-def prompts(vocab_size: int) -> list[list[int]]:
-    """Token ids, random but for the special ones, of several lengths."""
+def prompts(vocab_size: int, lengths: Iterable[int]) -> list[list[int]]:
+    """Token ids, random but for the special ones."""
     generator = torch.Generator().manual_seed(3)
-    return [torch.randint(36, vocab_size, (n,), generator=generator).tolist() for n in (1, 2, 17, 200)]
-
-
-@torch.no_grad()
-def largest_difference(model: Decoder, other: LlamaCpp) -> float:
-    """Of the log-probabilities over the whole vocabulary, after every prompt."""
-    worst = 0.0
-    for ids in prompts(model.config.vocab_size):
-        x = torch.tensor([ids])
-        logits = model.head(model.hidden(x, torch.arange(len(ids))[None]))[0, -1]
-        theirs = torch.tensor(other.logprobs(ids, model.config.vocab_size))
-        worst = max(worst, float((logits.log_softmax(-1) - theirs).abs().max()))
-    return worst
+    return [torch.randint(36, vocab_size, (n,), generator=generator).tolist() for n in lengths]
 
 
 # ---------------------------------------------------------------------------------------------- tokens
@@ -167,25 +157,39 @@ def test_logprobs(arch, rope, tmp_path):
         pytest.skip("llama.cpp reads these factors for llama alone")
     tied = rope == "default"
     model = tiny(arch, vocab_size=tokenizer().vocab_size, tie_word_embeddings=tied, head_dim=24, **ROPES[rope])
-    assert largest_difference(model, in_llama_cpp(tmp_path, model)) < 1e-4
+    given = prompts(model.config.vocab_size, (1, 2, 17, 200))
+    assert differences(model, in_llama_cpp(tmp_path, model), given).max() < 1e-4
 
 
-# llama.cpp rounds a layer's input to the type of its weights, so that files of few bits differ by their arithmetic too
-TOLERANCE = {"f16": 1e-2, "bf16": 1e-2, "q8_0": 3e-2, "q4_0": 3e-2}
+class Off(NamedTuple):
+    """Largest allowed differences of log-probabilities. turned: with llama.cpp's rounding, where a number fell to the
+    other side. plain: without that rounding."""
+
+    turned: float
+    plain: float
 
 
+OFF = {"f16": Off(1e-2, 1e-2), "bf16": Off(1e-2, 3e-2), "q8_0": Off(5e-2, 1e-1), "q4_0": Off(5e-2, 1e-1)}
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ggml rounds in other places elsewhere")
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("quant", TOLERANCE)
+@pytest.mark.parametrize("quant", OFF)
 def test_logprobs_of_fewer_bits(arch, quant, tmp_path):
-    """The file's numbers, computed here in float32, give llama.cpp's log-probabilities, the tail of 1e-3 included."""
+    """The file's numbers give llama.cpp's log-probabilities: within 1e-5, once a matrix's input is rounded as there.
+
+    So for most prompts (measured: 1e-6). In some an input lies so close to the middle between two steps that the last
+    bit of a float32 sum decides; it then differs by a whole step. In float32 throughout every prompt is a little off.
+    """
     model = tiny(arch, hidden_size=64, intermediate_size=96, vocab_size=tokenizer().vocab_size)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(0.5)  # log-probabilities over a range of a trained model's likely tokens
     other = in_llama_cpp(tmp_path, model, quant)
     model.load_state_dict(dict(gguf_read.read(tmp_path / "model.gguf").tensors()))
-    assert largest_difference(model, other) < TOLERANCE[quant]
+    given = prompts(model.config.vocab_size, (*(1, 2, 3, 4) * 5, 17, 200))
+    assert differences(model, other, given).max() < OFF[quant].plain
+    with inputs_rounded(model, quant):
+        rounded = differences(model, other, given)
+    assert rounded.median() < 1e-5
+    assert rounded.max() < OFF[quant].turned
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -194,7 +198,7 @@ def test_greedy(arch, tmp_path):
     tokens = tokenizer()
     model = tiny(arch, vocab_size=tokens.vocab_size)
     other = in_llama_cpp(tmp_path, model)
-    given = prompts(tokens.vocab_size)
+    given = prompts(tokens.vocab_size, (1, 2, 17, 200))
     ours = Engine(model, tokens).generate(given, SamplingParams(max_tokens=40, temperature=0))
     for prompt, completion in zip(given, ours, strict=True):
         ids, text = other.greedy(prompt, 40)

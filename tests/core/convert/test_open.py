@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import shutil
 import sys
 import types
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from minigpt.core.convert import gguf_write
-from minigpt.core.convert.open import is_pth, open_model
-from minigpt.core.errors import DataError, UsageError
+from minigpt.core.convert.open import is_pth, open_model, open_tokenizer
+from minigpt.core.data.tokenizer import Tokenizer
+from minigpt.core.errors import DataError, MinigptError, UsageError
 from minigpt.core.models import folder
 from tests.core.convert.test_minimind import save, state_dict
 from tests.core.convert.test_to_hf import own
@@ -76,6 +78,34 @@ def test_hub(tmp_path, source, monkeypatch):
     )
     with pytest.raises((DataError, UsageError)):
         open_model("ms:org/name")
+
+
+def test_tokenizers_of_every_form(tmp_path, source, monkeypatch):
+    """Of a folder, its file, a GGUF file, a .pth file and a hub's name; no weights are unpacked or fetched."""
+    asked: list[str] = []
+
+    def fetch(_name: str, allow_patterns: list[str], **_: object) -> str:
+        asked.extend(allow_patterns)
+        return str(source)
+
+    monkeypatch.setitem(sys.modules, "modelscope", types.SimpleNamespace(snapshot_download=fetch))
+    gguf_write.write(source, tmp_path / "m.gguf")
+    save(tmp_path / "out" / "m.pth", state_dict(2))
+    shutil.copytree(source, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
+    own = Tokenizer.load(source)
+    for named in (source, source / "tokenizer.json", tmp_path / "m.gguf", tmp_path / "out" / "m.pth", "ms:org/name"):
+        found = open_tokenizer(named)
+        assert found.encode("春風 again, and 12!") == own.encode("春風 again, and 12!") and found.eos_ids == own.eos_ids
+        assert found.fingerprint == own.fingerprint or named == tmp_path / "m.gguf"
+    fetched = [n for n in ("tokenizer.json", "m.safetensors") if any(fnmatch.fnmatch(n, pattern) for pattern in asked)]
+    assert fetched == ["tokenizer.json"]
+    assert not (tmp_path / "cache").exists()
+    unpacked = Tokenizer.load(open_model(tmp_path / "m.gguf").path)
+    assert open_tokenizer(tmp_path / "m.gguf").fingerprint == unpacked.fingerprint
+    for name in ("none", "none.gguf", "none.pth"):
+        with pytest.raises(MinigptError, match="does not exist"):
+            open_tokenizer(tmp_path / name)
 
 
 @pytest.mark.parametrize("flag", ["overrides", "tokenizer"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minigpt.core import files
 from minigpt.core.data import chat, store
 from minigpt.core.data.store import Store, build, held_out
 from minigpt.core.data.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def no_tokenising(monkeypatch):
             raise AssertionError("tokenised again")
 
         monkeypatch.setattr(Tokenizer, "encode_batch", refuse)
-        monkeypatch.setattr(store, "sha256", refuse)
+        monkeypatch.setattr(files, "sha256", refuse)
 
     return arm
 

@@ -1,15 +1,16 @@
-"""Tokens computed over a cache are the tokens of the full forward."""
+"""Tokens computed over a cache, of either kind, are the tokens of the full forward."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from minigpt.core.infer.cache import ContiguousCache
+from minigpt.core.infer.cache import PAGE, Pages, Pool, Slots
 from minigpt.core.models import model_types
 from tests.conftest import tiny
 
 ARCHITECTURES = model_types()
+KINDS = ("slots", "pages")
 
 
 def full(model, ids: torch.Tensor) -> torch.Tensor:
@@ -17,84 +18,157 @@ def full(model, ids: torch.Tensor) -> torch.Tensor:
     return model.head(model.hidden(ids[None], torch.arange(len(ids))[None]))[0]
 
 
-def cache_for(model, slots: int, capacity: int = 100) -> ContiguousCache:
-    return ContiguousCache(model.cache_specs(), slots, capacity, "cpu", torch.float32)
+def pool_for(model, kind: str, rows: int = 4, tokens: int = 100) -> Pool:
+    specs, where = model.cache_specs(), (torch.device("cpu"), torch.float32)
+    pool: Pool = Slots(specs, *where) if kind == "slots" else Pages(specs, *where, tokens=1024)
+    for row in range(rows):
+        assert pool.open(row, tokens, 1)
+    return pool
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_ragged_prefill_and_decode(arch):
+def test_ragged_prefill_and_decode(arch, kind):
     """Right-padded rows of different lengths, then a token at a time: every logit within 2e-5 of the full forward."""
     model = tiny(arch)
     torch.manual_seed(0)
-    lengths, more = [5, 30, 1, 17], 12
+    lengths, more = [5, 30, 1, 70], 12
     sequences = [torch.randint(0, 320, (n + more,)) for n in lengths]
-    cache = cache_for(model, 4)
-    width = max(lengths)
+    pool, width = pool_for(model, kind), max(lengths)
     ids = torch.stack([torch.nn.functional.pad(s[:n], (0, width - n)) for s, n in zip(sequences, lengths, strict=True)])
+    positions = torch.arange(width).expand(4, -1)
     with torch.inference_mode():
-        logits = model.head(model.hidden(ids, torch.arange(width).expand(4, -1), cache))
+        logits = model.head(model.hidden(ids, positions, pool.window(0, positions, width)))
         wanted = [full(model, s) for s in sequences]
         for row, n in enumerate(lengths):
             assert (logits[row, :n] - wanted[row][:n]).abs().max() <= 2e-5
         for step in range(more):
             at = torch.tensor(lengths)[:, None] + step
             new = torch.stack([s[n + step] for s, n in zip(sequences, lengths, strict=True)])[:, None]
-            cache.read(int(at.max()) + 1)
-            logits = model.head(model.hidden(new, at, cache))[:, 0]
+            logits = model.head(model.hidden(new, at, pool.window(0, at, int(at.max()) + 1)))[:, 0]
             for row, n in enumerate(lengths):
                 assert (logits[row] - wanted[row][n + step]).abs().max() <= 2e-5
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_prefill_in_chunks(arch):
-    """A prompt computed in uneven chunks gives the logits of the prompt at once."""
+def test_prefill_in_chunks(arch, kind):
+    """A prompt computed in uneven chunks, in a row that is not the first, gives the logits of the prompt at once."""
     model = tiny(arch)
     ids = torch.randint(0, 320, (61,), generator=torch.Generator().manual_seed(0))
-    cache = cache_for(model, 1)
+    pool = pool_for(model, kind)
     with torch.inference_mode():
         parts = []
         for begin, end in ((0, 20), (20, 21), (21, 61)):
-            cache.read(end)
-            hidden = model.hidden(ids[None, begin:end], torch.arange(begin, end)[None], cache)
-            parts.append(model.head(hidden)[0])
+            positions = torch.arange(begin, end)[None]
+            parts.append(model.head(model.hidden(ids[None, begin:end], positions, pool.window(2, positions, end)))[0])
         assert (torch.cat(parts) - full(model, ids)).abs().max() <= 2e-5
 
 
-def test_what_a_slot_held_before_is_never_seen():
+@pytest.mark.parametrize("length", [9, 600, 1100])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_pages_are_slots_and_reading_further_changes_nothing(arch, length):
+    """The same bits from both kinds, also when more keys are read than a query may see."""
+    model = tiny(arch, max_position_embeddings=2048)
+    ids = torch.randint(0, 320, (1, length + 1), generator=torch.Generator().manual_seed(0))
+    found = []
+    with torch.inference_mode():
+        for kind in KINDS:
+            for further in (0, 64, 400):
+                pool = pool_for(model, kind, rows=1, tokens=1800) if kind == "slots" else Pages(
+                    model.cache_specs(), torch.device("cpu"), torch.float32, tokens=4096)  # fmt: skip
+                pool.open(0, 1800, 1)
+                positions = torch.arange(length)[None]
+                model.hidden(ids[:, :length], positions, pool.window(0, positions, length))
+                at = torch.tensor([[length]])
+                found.append(model.hidden(ids[:, length:], at, pool.window(0, at, length + 1 + further)))
+    assert all(torch.equal(x, found[0]) for x in found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_there_before_is_never_seen(kind):
     """A cache full of another sequence's numbers gives the bits of a fresh one."""
     model = tiny("llama")
     ids = torch.randint(0, 320, (2, 9), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(9).expand(2, -1)
-    fresh, used = cache_for(model, 2, 128), cache_for(model, 2, 128)
+    fresh, used = pool_for(model, kind), pool_for(model, kind)
     for layer in used._layers:
         for x in layer:
             x.fill_(1e4)
     with torch.inference_mode():
-        for cache in (fresh, used):
-            cache.read(9)
-        assert torch.equal(model.hidden(ids, positions, fresh), model.hidden(ids, positions, used))
+        want, got = (model.hidden(ids, positions, pool.window(0, positions, 9)) for pool in (fresh, used))
+    assert torch.equal(want, got)
 
 
-def test_copied_slot_continues_alike():
-    """A copied slot answers as its source, and both go on independently."""
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [10, 64, 100, 130])
+def test_taken_pieces_continue_alike(kind, length):
+    """A piece put into another row answers as its source, and both go on independently; nothing leaks."""
     model = tiny("qwen3")
-    cache = cache_for(model, 2, 64)
-    prompt = torch.arange(10)[None]
+    pool = pool_for(model, kind, rows=2, tokens=200)
+    prompt = torch.arange(length)[None]
     with torch.inference_mode():
-        model.hidden(prompt, torch.arange(10)[None], cache.slot(0))
-        cache.copy(0, 1, 10)
-        at = torch.full((2, 1), 10)
-        same = model.hidden(torch.tensor([[7], [7]]), at, cache)
+        model.hidden(prompt, prompt, pool.window(0, prompt, length))
+        piece = pool.take(0, 0, length)
+        pool.put(1, 0, piece)
+        at = torch.full((2, 1), length)
+        same = model.hidden(torch.tensor([[7], [7]]), at, pool.window(0, at, length + 1))
         assert torch.equal(same[0], same[1])
-        model.hidden(torch.tensor([[7], [9]]), at, cache)
-        after = model.hidden(torch.tensor([[3], [3]]), at + 1, cache)
+        model.hidden(torch.tensor([[7], [9]]), at, pool.window(0, at, length + 1))
+        after = model.hidden(torch.tensor([[3], [3]]), at + 1, pool.window(0, at + 1, length + 2))
         assert not torch.equal(after[0], after[1])
+    pool.close(0)
+    pool.close(1)
+    if isinstance(pool, Pages):
+        assert pool.free == pool.count - 1 - length // PAGE  # the piece still uses its pages
+        pool.drop(piece)
+        assert pool.free == pool.count - 1
 
 
-def test_reads_are_rounded_up():
-    """Fewer keys are read than there are, in steps of 64, never beyond the capacity."""
-    cache = ContiguousCache(tiny("llama").cache_specs(), 1, 100, "cpu", torch.float32)
-    assert cache.layer(0).held == 100
-    for positions, held in ((1, 64), (64, 64), (65, 100), (100, 100)):
-        cache.read(positions)
-        assert cache.layer(1).held == held
+def test_pages_are_shared_and_run_out():
+    """Rows of one prompt hold its whole pages once. A pool says no, and yes again when a row is closed."""
+    model = tiny("llama")
+    pool = Pages(model.cache_specs(), torch.device("cpu"), torch.float32, tokens=6 * PAGE)
+    assert pool.fits(6 * PAGE)
+    assert not pool.fits(6 * PAGE + 1)
+    assert pool.open(0, 3 * PAGE, 1)
+    piece = pool.take(0, 0, 2 * PAGE)
+    assert pool.open(1, 3 * PAGE, 1)
+    assert not pool.open(2, 1, 1)
+    pool.put(1, 0, piece)
+    assert pool.free == 2
+    pool.close(0)
+    assert pool.free == 3
+    pool.close(1)
+    pool.drop(piece)
+    assert pool.free == 6
+
+
+def test_reserving_less():
+    """With half reserved a row is opened with half of what it may need, and grows while there are pages."""
+    model = tiny("llama")
+    pool = Pages(model.cache_specs(), torch.device("cpu"), torch.float32, tokens=4 * PAGE, reserve=0.5)
+    assert pool.open(0, 4 * PAGE, 1)
+    assert pool.free == 2
+    assert pool.open(1, 2 * PAGE, 2 * PAGE)  # what is needed at once comes first
+    assert not pool.extend(0, 3 * PAGE)
+    pool.close(1)
+    assert pool.extend(0, 4 * PAGE)
+
+
+def test_slots_grow_as_needed():
+    """Memory follows what is asked of it; a limit refuses another row as long as one is open."""
+    model = tiny("llama")
+    pool = Slots(model.cache_specs(), torch.device("cpu"), torch.float32, limit=512)
+    assert (pool.rows, pool.capacity) == (1, PAGE)
+    assert pool.open(0, 65, 1)
+    assert pool.capacity == 2 * PAGE
+    assert pool.open(1, 200, 1)
+    assert (pool.rows, pool.capacity) == (2, 256)
+    assert not pool.open(2, 10, 1)
+    assert not pool.open(2, 500, 1)
+    pool.close(0)
+    pool.close(1)
+    assert pool.fits(512)
+    assert pool.open(0, 500, 1)
+    assert not pool.fits(513)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from minigpt.core.errors import UsageError
+from minigpt.core.infer import lean
+from minigpt.core.infer.cache import Pages
 from minigpt.core.infer.engine import CHUNK, Engine
-from minigpt.core.infer.sampling import SamplingParams, filtered
+from minigpt.core.infer.sampling import SamplingParams
 from minigpt.core.models import folder, model_types
 from tests.conftest import tiny
 
@@ -63,6 +68,21 @@ def test_greedy_equals_transformers(arch, tmp_path):
                 assert completion.finish_reason == "stop"
                 want.pop()
             assert completion.ids == want
+
+
+def test_greedy_among_others_equals_transformers(tmp_path):
+    """Long prompts over several chunks, in pages as in slots, one let in while others are answered."""
+    model = tiny("qwen3", max_position_embeddings=1024)
+    folder.write(tmp_path, model, model.config, bos_token_id=0, eos_token_id=2, pad_token_id=0)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    given = prompts(300, 20, 700, 257)
+    for made in (engine(model, rows=2), Engine(model, Letters(), rows=2, paged=True, cache_tokens=2048)):
+        done = made.generate(given, SamplingParams(max_tokens=30, temperature=0))
+        for prompt, completion in zip(given, done, strict=True):
+            want = theirs.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False)[
+                0, len(prompt) :
+            ].tolist()
+            assert completion.ids == [id for id in want if id != 2]
 
 
 @pytest.mark.parametrize("params", [
@@ -155,9 +175,9 @@ def test_logprobs_are_the_models(temperature):
         ids = torch.tensor([[*prompt, *new]])
         with torch.inference_mode():
             logits = model.head(model.hidden(ids, torch.arange(ids.shape[1])[None]))[0, len(prompt) - 1 : -1]
-        want = filtered(logits, params, [()] * len(logits)).log_softmax(-1)
+        want = (logits / temperature).log_softmax(-1)
         want = want[torch.arange(len(new)), torch.tensor(new)]
-        assert (torch.tensor(completion.logprobs) - want).abs().max() <= 1e-4
+        assert (torch.tensor(completion.logprobs) - want).abs().max() <= 1e-5
 
 
 def test_long_prompts_are_computed_in_chunks():
@@ -203,3 +223,174 @@ def test_impossible_prompts():
         engine(model).generate(prompts(64), SamplingParams())
     assert "64" in e.value.found
     engine(model).generate(prompts(63), SamplingParams(temperature=0))
+
+
+# ---------------------------------------------------------------------------------------------- any load
+
+LOADS = {
+    "slots": {},
+    "pages": {"paged": True, "cache_tokens": 4096},
+    "too few pages": {"paged": True, "cache_tokens": 640, "reserve": 0.3},
+    "nothing remembered": {"prefix_tokens": 0},
+}
+
+
+def any_requests(seed: int, count: int) -> list[tuple[list[int], SamplingParams]]:
+    """Prompts that share beginnings or not, with parameters of every kind."""
+    dice = random.Random(seed)
+    beginnings = prompts(300, 40)
+    asked = []
+    for i in range(count):
+        prompt = dice.choice(beginnings)[: dice.choice((0, 30, 256, 290))] + prompts(20)[0][: dice.randint(1, 20)]
+        asked.append((prompt, SamplingParams(
+            max_tokens=dice.randint(1, 60),
+            temperature=dice.choice((0.0, 0.7, 1.0, 1.5)),
+            top_k=dice.choice((0, 0, 20)),
+            top_p=dice.choice((1.0, 0.9)),
+            min_p=dice.choice((0.0, 0.02)),
+            repetition_penalty=dice.choice((1.0, 1.2)),
+            presence_penalty=dice.choice((0.0, 0.5)),
+            logit_bias=dice.choice(({}, {30: 2.0})),
+            stop=dice.choice(((), ("\u00fb",))),
+            seed=i,
+        )))  # fmt: skip
+    return asked
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("seed", range(2))
+def test_the_same_text_at_any_load(load, dtype, seed):
+    """Requests submitted at random moments, some cancelled: ids, text and log-probabilities to the bit as alone."""
+    model = tiny("qwen3", max_position_embeddings=512)
+    model = model.bfloat16() if dtype == "bfloat16" else model
+    (lean.int8 if dtype == "int8" else lean.fuse)(model)
+    asked = any_requests(seed, 24)
+    asked = [(prompt, replace(params, logprobs=True)) for prompt, params in asked]
+    alone = []
+    for prompt, params in asked:
+        alone.append(Engine(model, Letters(), prefix_tokens=0).generate([prompt], params)[0])
+    dice = random.Random(seed)
+    busy = Engine(model, Letters(), rows=dice.choice((5, 16)), **LOADS[load])
+    made = [busy.request(prompt, params, i) for i, (prompt, params) in enumerate(asked)]
+    waiting, unwanted = list(made), set()
+    while waiting or busy.busy:
+        for _ in range(dice.choice((0, 0, 1, 5))):
+            if waiting:
+                busy.submit(waiting.pop(dice.randrange(len(waiting))))
+        busy.step()
+        if dice.random() < 0.02:
+            gone = dice.choice(made)
+            if gone not in waiting and gone.finish_reason is None:
+                busy.cancel(gone)
+                unwanted.add(gone.prompt_index)
+    for request, want in zip(made, alone, strict=True):
+        if request.prompt_index not in unwanted:
+            got = request.completion()
+            assert (got.ids, got.text, got.finish_reason) == (want.ids, want.text, want.finish_reason)
+            assert got.logprobs == want.logprobs
+    assert len(unwanted) < len(made) / 2
+    if isinstance(busy.pool, Pages):  # nothing leaks
+        busy.prefixes.clear()
+        assert busy.pool.free == busy.pool.count - 1
+
+
+def test_a_short_pool_sets_the_newest_aside(monkeypatch):
+    """With little reserved and few pages, some answers wait outside of the cache, and none is computed twice."""
+    model = never_ends(tiny("llama", tie_word_embeddings=False, max_position_embeddings=512))
+    one = Engine(model, Letters(), paged=True, cache_tokens=640, reserve=0.1, prefix_tokens=0)
+    aside, computed = [], []
+    set_aside, window = one._set_aside, one.pool.window
+    monkeypatch.setattr(one, "_set_aside", lambda row: (aside.append(row), set_aside(row)))
+    monkeypatch.setattr(one.pool, "window", lambda *a: (computed.append(a[1].numel()), window(*a))[1])
+    given = prompts(60, 61, 62, 63)
+    params = SamplingParams(max_tokens=200, temperature=0)
+    done = one.generate(given, params)
+    assert aside
+    assert [c.ids for c in done] == [engine(model).generate([p], params)[0].ids for p in given]
+    assert sum(computed) <= 246 + 4 * 200 + 4 * len(computed)  # prompts, tokens, and rows that fill up
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_prompt_is_computed_once(paged, monkeypatch):
+    """Samples of one prompt, also when they do not fit at once; then a conversation that goes on from it."""
+    model = never_ends(tiny("llama", tie_word_embeddings=False, max_position_embeddings=1024))
+    one = Engine(model, Letters(), rows=3, paged=paged, cache_tokens=4096 if paged else None)
+    lengths = []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids, *rest: (lengths.append(ids.shape[1]), hidden(ids, *rest))[1])
+    prompt = prompts(300)[0]
+    params = SamplingParams(max_tokens=8, seed=1)
+    done = one.generate([prompt], params, n=8)
+    assert [n for n in lengths if n > 1] == [CHUNK, 44]
+    lengths.clear()
+    longer = one.generate([prompt + prompts(10)[0]], params)
+    assert [n for n in lengths if n > 1] == [54]  # the last chunk has another end; the whole one is known
+    monkeypatch.undo()
+    fresh = engine(model)
+    assert [c.ids for c in fresh.generate([prompt], params, n=8)] == [c.ids for c in done]
+    assert [c.ids for c in fresh.generate([prompt + prompts(10)[0]], params)] == [c.ids for c in longer]
+
+
+def test_completions_come_in_order_as_requests_do():
+    """Requests are taken while others are answered; None means: not now."""
+    model = never_ends(tiny("llama", tie_word_embeddings=False))
+    one = engine(model, rows=2)
+    taken = []
+
+    def arriving():
+        for i, prompt in enumerate(prompts(3, 4, 5, 6, 7)):
+            while i > 2 and one.busy and len(taken) == i:
+                taken.append(i)
+                yield None
+            yield one.request(prompt, SamplingParams(max_tokens=20 - 3 * i, seed=i), index=i)
+
+    assert [c.prompt_index for c in one.completions(arriving())] == list(range(5))
+    assert not one.busy
+
+
+def test_an_answer_nobody_reads_on_is_given_up():
+    """A stream that is closed frees its row; one that fails leaves an engine that works."""
+    model = never_ends(tiny("llama", tie_word_embeddings=False))
+    one = engine(model)
+    pieces = one.stream(prompts(5)[0], SamplingParams(max_tokens=50))
+    next(pieces)
+    assert one.busy
+    pieces.close()
+    assert not one.busy
+    with pytest.raises(RuntimeError, match="torn"):
+        for _ in one.stream(prompts(5)[0], SamplingParams(max_tokens=50)):
+            one.tokenizer = None
+            one.pool.window = lambda *_: (_ for _ in ()).throw(RuntimeError("torn"))  # type: ignore[method-assign]
+    assert not one.busy
+
+
+def test_stop_ids_and_least_length():
+    """Other tokens may end an answer, and none does before min_tokens."""
+    model = never_ends(tiny("llama", tie_word_embeddings=False))
+    prompt = prompts(8)[0]
+    long = engine(model).generate([prompt], SamplingParams(max_tokens=30, temperature=0))[0].ids
+    first = long.index(long[5])
+    done = engine(model).generate([prompt], SamplingParams(temperature=0, stop_ids=(long[5],)))[0]
+    assert (done.ids, done.end_id, done.finish_reason) == (long[:first], long[5], "stop")
+    params = SamplingParams(max_tokens=20, min_tokens=20, temperature=0, stop_ids=(long[5],))
+    kept = engine(model).generate([prompt], params)[0]
+    assert len(kept.ids) == 20
+    assert long[5] not in kept.ids
+
+
+def test_top_logprobs():
+    """The likeliest tokens of the distribution that was sampled, with the full forward's values, to 1e-5."""
+    model = tiny("llama")
+    prompt = prompts(12)[0]
+    params = SamplingParams(max_tokens=10, temperature=0.8, logprobs=True, top_logprobs=5, seed=3)
+    done = engine(model).generate([prompt], params)[0]
+    assert len(done.top_logprobs) == len(done.logprobs) == len(done.ids) + (done.end_id is not None)
+    ids = torch.tensor([[*prompt, *done.ids]])
+    with torch.inference_mode():
+        logits = model.head(model.hidden(ids, torch.arange(ids.shape[1])[None]))[0, len(prompt) - 1 :]
+    want = (logits / 0.8).log_softmax(-1)
+    for row, (got, chosen, id) in enumerate(zip(done.top_logprobs, done.logprobs, done.ids, strict=False)):
+        assert [i for i, _ in got] == want[row].topk(5).indices.tolist()
+        assert torch.allclose(torch.tensor([v for _, v in got]), want[row].topk(5).values, rtol=0, atol=1e-5)
+        assert abs(chosen - want[row, id].item()) <= 1e-5

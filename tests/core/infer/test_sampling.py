@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -17,6 +19,23 @@ from transformers.generation.logits_process import (
 
 from minigpt.core.errors import UsageError
 from minigpt.core.infer.sampling import SamplingParams, filtered, request_key, sample, uniform
+
+
+@dataclass
+class Row:
+    """What sampling asks about a row."""
+
+    params: SamplingParams = field(default_factory=SamplingParams)
+    prompt: Sequence[int] = ()
+    ids: Sequence[int] = ()
+    key: int = 0
+    ends: frozenset[int] = frozenset()
+    constraint: None = None
+
+
+def at(key: int, position: int, params: SamplingParams | None = None) -> Row:
+    """A row whose next token stands at `position`."""
+    return Row(params or SamplingParams(), prompt=range(position), key=key)
 
 
 def theirs(params: SamplingParams, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -61,7 +80,7 @@ def test_filters_equal_transformers(changes, seed):
     logits[1] = logits[1].round()  # many ties
     ids = torch.randint(0, 200, (4, 30))
     want = theirs(params, ids, logits.clone())
-    got = filtered(logits, params, ids.tolist())
+    got = filtered(logits, [Row(params, prompt=row) for row in ids.tolist()])
     assert torch.equal(got.isinf(), want.isinf())
     assert torch.allclose(got, want, rtol=0, atol=1e-6)
 
@@ -73,16 +92,18 @@ def test_top_p_over_a_large_vocabulary(spread):
     logits = torch.randn(5, 6400) * 8
     logits[0] = torch.randn(6400) * spread
     params = SamplingParams(top_p=0.95)
-    got, want = (f(params) for f in (lambda p: filtered(logits, p, []), lambda p: theirs(p, logits, logits.clone())))
+    got, want = (
+        f(params) for f in (lambda p: filtered(logits, [Row(p)] * 5), lambda p: theirs(p, logits, logits.clone()))
+    )
     assert torch.equal(got.isinf(), want.isinf())
 
 
 def test_greedy_is_the_likeliest_after_the_penalty():
     """Temperature 0 takes the maximum, ignores the other filters, and respects the repetition penalty."""
     logits = torch.tensor([[1.0, 3.0, 2.9]])
-    ids, _ = sample(logits, SamplingParams(temperature=0, top_p=0.1), [[]], [(1, 0)])
+    ids, _ = sample(logits, [Row(SamplingParams(temperature=0, top_p=0.1))])
     assert ids == [1]
-    ids, _ = sample(logits, SamplingParams(temperature=0, repetition_penalty=1.2), [[1]], [(1, 0)])
+    ids, _ = sample(logits, [Row(SamplingParams(temperature=0, repetition_penalty=1.2), prompt=[1])])
     assert ids == [2]
 
 
@@ -107,7 +128,7 @@ def test_draws_follow_the_distribution(vary):
         "prompt": lambda i: (request_key(1, 0, [i, 5]), 3),
         "seed": lambda i: (request_key(i, 0, [5]), 3),
     }[vary]
-    ids, _ = sample(logits.expand(n, -1), params, [()] * n, [keys(i) for i in range(n)])
+    ids, _ = sample(logits.expand(n, -1), [at(*keys(i), params) for i in range(n)])
     counts = torch.bincount(torch.tensor(ids), minlength=12).double()
     assert abs(chi_square(counts, (logits / 0.8).double().softmax(0))) < 4
 
@@ -124,31 +145,62 @@ def test_neighbouring_draws_are_independent():
 def test_excluded_tokens_are_never_drawn():
     """Also when the draw is at the very edges of its range."""
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 1.0, -math.inf]]).expand(4000, -1)
-    ids, _ = sample(logits, SamplingParams(), [()] * 4000, [(request_key(0, 0, [1]), i) for i in range(4000)])
+    ids, _ = sample(logits, [at(request_key(0, 0, [1]), i) for i in range(4000)])
     assert set(ids) == {1, 3}
 
 
-def test_logprobs_are_of_the_sampled_distribution():
-    """After penalty, temperature and filters; they sum to 1 over the tokens left."""
+def test_what_is_drawn_from_comes_back():
+    """The logits beside the tokens are those after penalty, temperature and filters."""
     torch.manual_seed(0)
     logits = torch.randn(3, 50)
-    params = SamplingParams(temperature=0.5, top_k=7, logprobs=True)
-    ids, logprobs = sample(logits, params, [()] * 3, [(i, 0) for i in range(3)])
-    want = filtered(logits, params, [()] * 3).log_softmax(-1)
-    for row in range(3):
-        assert logprobs[row] == pytest.approx(want[row, ids[row]].item(), abs=1e-6)
-    assert sample(logits, SamplingParams(), [()] * 3, [(i, 0) for i in range(3)])[1] == []
+    rows = [at(i, 0, SamplingParams(temperature=0.5, top_k=7)) for i in range(3)]
+    ids, found = sample(logits, rows)
+    assert torch.equal(found, filtered(logits, rows))
+    assert all(found[row, id].isfinite() for row, id in enumerate(ids))
+    assert (found.isfinite().sum(1) == 7).all()
 
 
-def test_a_draw_depends_on_its_own_row_only():
-    """The same row among others, at another place, gives the same token."""
+MIXED = (
+    SamplingParams(),
+    SamplingParams(temperature=0),
+    SamplingParams(temperature=0.5, top_k=7),
+    SamplingParams(top_p=0.9),
+    SamplingParams(temperature=0, repetition_penalty=1.5, top_p=0.1),
+    SamplingParams(temperature=1.3, min_p=0.05, presence_penalty=1.0, frequency_penalty=0.5),
+    SamplingParams(top_k=40, top_p=0.8, logit_bias={3: 5.0, 4: -100.0}),
+)
+
+
+@pytest.mark.parametrize("size", [100, 6400])
+def test_a_row_depends_on_itself_only(size):
+    """Rows of different parameters, together, alone and backwards: the same tokens from the same logits."""
     torch.manual_seed(0)
-    logits = torch.randn(6, 100)
-    draws = [(request_key(3, 0, [i]), 10 + i) for i in range(6)]
-    together, _ = sample(logits, SamplingParams(top_p=0.9), [()] * 6, draws)
-    alone = [sample(logits[i : i + 1], SamplingParams(top_p=0.9), [()], draws[i : i + 1])[0][0] for i in range(6)]
-    backwards, _ = sample(logits.flip(0), SamplingParams(top_p=0.9), [()] * 6, draws[::-1])
-    assert together == alone == backwards[::-1]
+    logits = torch.randn(7, size) * torch.tensor([0.1, 1, 2, 3, 4, 5, 6])[:, None]
+    rows = [Row(p, prompt=range(i), ids=[1, 2, 2], key=request_key(3, 0, [i])) for i, p in enumerate(MIXED)]
+    ids, found = sample(logits, rows)
+    for i, row in enumerate(rows):
+        alone, same = sample(logits[i : i + 1], [row])
+        assert alone == [ids[i]]
+        assert torch.equal(same[0], found[i])
+    backwards, _ = sample(logits.flip(0), rows[::-1])
+    assert backwards == ids[::-1]
+
+
+def test_penalties_count_what_the_answer_has():
+    """OpenAI's: once for being there, and for each time, in the answer and not in the prompt."""
+    logits = torch.zeros(1, 6)
+    params = SamplingParams(temperature=0, presence_penalty=0.5, frequency_penalty=0.25)
+    got = filtered(logits, [Row(params, prompt=[5, 5], ids=[1, 2, 2, 2])])
+    assert torch.equal(got, torch.tensor([[0.0, -0.75, -1.25, 0.0, 0.0, 0.0]]))
+
+
+def test_bias_and_least_length():
+    """A bias is added to a logit. No end is sampled before min_tokens."""
+    logits = torch.zeros(1, 4)
+    params = SamplingParams(temperature=0, logit_bias={1: 3.0, 2: -1.0}, min_tokens=2)
+    got = filtered(logits, [Row(params, ids=[0], ends=frozenset({3}))])
+    assert torch.equal(got, torch.tensor([[0.0, 3.0, -1.0, -math.inf]]))
+    assert filtered(logits, [Row(params, ids=[0, 0], ends=frozenset({3}))])[0, 3] == 0
 
 
 @pytest.mark.parametrize(
@@ -161,6 +213,10 @@ def test_a_draw_depends_on_its_own_row_only():
         {"repetition_penalty": 0},
         {"max_tokens": 0},
         {"stop": ("a", "")},
+        {"presence_penalty": 2.5},
+        {"frequency_penalty": -3},
+        {"top_logprobs": 101},
+        {"min_tokens": 300},
     ],
 )
 def test_values_out_of_range(wrong):

@@ -84,7 +84,7 @@ def test_cached_keys():
     k, v = torch.randn(3, 2, 12, 16), torch.randn(3, 2, 12, 16)
     q = torch.randn(3, 4, 2, 16)
     position_ids = torch.tensor([[0, 1], [4, 5], [10, 11]])
-    seq = SeqInfo.continued(position_ids, ROPE, torch.float32)
+    seq = SeqInfo.continued(position_ids, ROPE, torch.float32, 12)
     got = attend(q, k, v, seq)
     for b in range(3):
         for t in range(2):

@@ -1,0 +1,101 @@
+"""One answer in the making: plain Python, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from minigpt.core.infer.text import Detokenizer, StopText
+
+if TYPE_CHECKING:
+    from minigpt.core.infer.cache import Piece
+    from minigpt.core.infer.constraint import Constraint
+    from minigpt.core.infer.sampling import SamplingParams
+
+TopLogprobs = list[tuple[int, float]]  # token and nats, the likeliest first
+
+
+@dataclass
+class Completion:
+    """One answer.
+
+    ids: sampled tokens, without the one that ended it. text: without stop strings and special tokens.
+    finish_reason: `stop`, or `length` when cut off by max_tokens or the end of the context.
+    end_id: the token that ended it; None after a stop string or `length`.
+    logprobs: nats, in the distribution that was sampled, of each of `ids` and then of `end_id`; empty unless asked for.
+    top_logprobs: for the same tokens the likeliest ones of that distribution, as many as were asked for.
+    """
+
+    prompt_index: int
+    ids: list[int]
+    text: str
+    finish_reason: str
+    end_id: int | None = None
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Request:
+    """A sequence being made.
+
+    prompt_index: for the caller. limit: of new tokens. key: of its random draws. ends: tokens that end it.
+    keys: names of the prompt's chunks. filled: prompt tokens computed. swapped: its past while it waits outside of the
+    cache.
+    """
+
+    prompt_index: int
+    prompt: Sequence[int]
+    params: SamplingParams
+    limit: int
+    key: int
+    ends: frozenset[int]
+    detokenizer: Detokenizer
+    stop: StopText
+    constraint: Constraint | None = None
+    keys: list[bytes] = field(default_factory=list)
+    filled: int = 0
+    swapped: Piece | None = None
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    finish_reason: str | None = None
+    end_id: int | None = None
+
+    @property
+    def position(self) -> int:
+        """Where the newest token stands."""
+        return len(self.prompt) + len(self.ids) - 1
+
+    @property
+    def most(self) -> int:
+        """Tokens that it may come to hold."""
+        return len(self.prompt) + self.limit
+
+    def accept(self, id: int) -> str:
+        """Take one sampled id. Returns the text it makes final."""
+        out = ""
+        if self.constraint is not None:
+            self.constraint.accept(id)
+        if id in self.ends:
+            self.end_id, self.finish_reason = id, "stop"
+        else:
+            self.ids.append(id)
+            out = self.stop.add(self.detokenizer.add(id))
+            if len(self.ids) >= self.limit:
+                self.finish_reason = "length"
+        if self.finish_reason is not None:
+            out += self.stop.add(self.detokenizer.finish())
+            out += self.stop.finish()
+        if self.stop.hit:
+            self.finish_reason = "stop"
+        self.text.append(out)
+        return out
+
+    def completion(self) -> Completion:
+        text, reason = "".join(self.text), self.finish_reason or "length"
+        return Completion(
+            self.prompt_index, self.ids, text, reason, self.end_id, self.logprobs, self.top_logprobs
+        )  # fmt: skip

@@ -32,16 +32,18 @@ def load(
     dtype: str = "auto",
     quant: str = "none",
     rope_scaling: str | None = None,
+    compile: bool = False,
 ) -> Model:
     """Open a model: a run, a step, a Hugging Face folder, a `.gguf` or `.pth` file, or `hf:org/name`.
 
     quant: `int8` computes with 8-bit weights, on a CPU. rope_scaling: `yarn:4` makes the context four times as long.
+    compile: lay weights out for an `Engine(model, compile=True)`.
     Raises the errors of `minigpt.core.errors`: what is missing, damaged, or not supported.
     """
     from minigpt.core.convert.open import open_model
     from minigpt.core.infer.model import load as load_folder
 
-    return load_folder(open_model(path).path, device, dtype, quant, rope_scaling)
+    return load_folder(open_model(path).path, device, dtype, quant, rope_scaling, compile)
 
 
 def train(stage: str, report: Report | None = None, **options: Any) -> dict[str, Any]:

@@ -278,6 +278,9 @@ class LoadConfig:
         parse=_checked_scaling,
         shown="the model's own",
     )
+    compile: bool = opt(
+        False, "compile the decoding step: slow to begin, then faster; pays in long runs", panel="Run", advanced=True
+    )
 
 
 @dataclass

@@ -51,13 +51,13 @@ def run(cfg: Config, context: Context) -> Result:
     from minigpt.core.infer.engine import Engine
     from minigpt.core.infer.model import load
 
-    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling)
+    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling, cfg.load.compile)
     if not model.is_chat:
         report.warn(
             f"{model.path} is a base model: it continues your text instead of answering",
             fix=f"to make it answer: minigpt sft -m {model.path} -d conversations.jsonl",
         )
-    chat = Conversation(Engine(model, rows=1), model, cfg.sample, cfg.device.seed, cfg.system)
+    chat = Conversation(Engine(model, rows=1, compile=cfg.load.compile), model, cfg.sample, cfg.device.seed, cfg.system)
     if cfg.tools:
         switch_tools(chat, cfg.tools, "--tools")
         if not chat.can_call:

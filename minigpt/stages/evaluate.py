@@ -50,11 +50,13 @@ def run(cfg: Config, context: Context) -> Result:
     """Score a model on what it has not seen. The table goes to stdout."""
     if cfg.model is None or not cfg.data:
         raise UsageError("eval needs a model and data", fix="minigpt eval -m runs/poems -d held-out.jsonl")
+    if cfg.load.compile and not cfg.answers:
+        raise UsageError("--compile is for answers", fix="add --answers, or leave it out")
     from minigpt.core.convert.open import open_model
     from minigpt.core.infer.model import load
 
     path = open_model(cfg.model, context.report).path
-    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling)
+    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling, cfg.load.compile)
     return answered(cfg, context, model) if cfg.answers else predicted(cfg, context, model)
 
 
@@ -112,7 +114,7 @@ def answered(cfg: Config, context: Context, model: Model) -> Result:
     if not model.is_chat:
         raise UsageError(f"--answers asks a chat model, and {model.path} is a base model", fix="fine-tune it with sft")
     rows = questions(cfg.data, cfg.rows)
-    engine = Engine(model, rows=cfg.batch_size or 64)
+    engine = Engine(model, rows=cfg.batch_size or 64, compile=cfg.load.compile)
     found = ask(engine, rows, SamplingParams(max_tokens=cfg.max_tokens, temperature=0), context.report)
     asked = [
         {"question": row["messages"][-2]["content"], "answer": row["answer"], "said": c.text, "right": right}

@@ -61,8 +61,8 @@ def run(cfg: Config, context: Context) -> Result:
 
     report = context.report
     path = open_model(cfg.model, report).path
-    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling)
-    engine = Engine(model, rows=cfg.batch_size)
+    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling, cfg.load.compile)
+    engine = Engine(model, rows=cfg.batch_size, compile=cfg.load.compile)
     asked = _Asked(engine, model, cfg, sys.stdin if from_stdin else None)
     count, tokens, kept = 0, 0, []
     with report.progress(None if from_stdin else len(cfg.prompt) * cfg.n, label="answers") as bar:

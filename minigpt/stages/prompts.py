@@ -27,7 +27,9 @@ def rows(given: Sequence[str], stream: IO[str] | None, idle: Callable[[], bool])
     yield from ({"prompt": p, "where": "--prompt"} for p in given)
     if stream is None:
         return
-    for number, line in enumerate(_arriving(stream, idle), 1):
+    number = 0
+    for line in _arriving(stream, idle):
+        number += line is not None
         if line is None:
             yield None
         elif line.strip():

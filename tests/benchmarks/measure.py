@@ -25,7 +25,8 @@ from typing import IO, Any, TypeVar
 
 HERE = Path(__file__).resolve().parent
 MINIGPT = [sys.executable, "-m", "minigpt"]
-PACKAGES = ("minigpt-lm", "torch", "transformers", "tokenizers", "accelerate", "datasets", "pyarrow", "numpy")
+PACKAGES = ("minigpt-lm", "torch", "transformers", "tokenizers", "accelerate", "datasets", "pyarrow", "numpy",
+            "xllamacpp")  # fmt: skip
 SPINS = "10000"  # GOMP_SPINCOUNT that the minigpt command gives itself
 T = TypeVar("T")
 

@@ -122,7 +122,7 @@ def test_killed_inside_writes_10_times(trial, straight, tmp_path):
     kill_inside_writes(straight, tmp_path / "run", [rng.randint(1, 70) for _ in range(3)])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_by_a_signal_saves_and_answers_75(number, straight, tmp_path):
     out = tmp_path / "run"
     command = pretrain(straight, out)

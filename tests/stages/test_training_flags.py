@@ -372,7 +372,8 @@ def test_moved_data_and_another_working_directory_resume(train, home, tmp_path, 
     assert code == 0 and "moved.jsonl" in err and metrics(run)[-1]["step"] == 6
 
 
-@pytest.mark.parametrize("batch", ["96", "288", "352"])  # 3, 9 and 11 of 48 rows: the last two leave a short step
+# 3, 9 and 11 of 48 rows: the last two leave a short step
+@pytest.mark.parametrize("batch", ["96", pytest.param("288", marks=pytest.mark.slow), "352"])
 def test_lengthened_epochs_equal_a_run_planned_so(train, batch):
     """An epoch whose last step is short, then a second one: the same steps and weights as two epochs at once."""
     flags = ["--batch-tokens", batch, "--warmup", "0", "--log-every", "1"]

@@ -56,6 +56,10 @@ class Pool(Protocol):
         """Give the sequence of `source`, of so many positions, to the free row `target`."""
         ...
 
+    def prepare(self, rows: int, capacity: int) -> None:
+        """Let windows of so many rows and positions be given without new memory."""
+        ...
+
     def window(self, first: int, position_ids: Tensor, seen: int) -> Cache:
         """Rows `first` … for a forward of position_ids (B, T), no query of which stands at `seen` or beyond."""
         ...
@@ -111,6 +115,9 @@ class Slots:
                 x[target, :, :length] = x[source, :, :length]
         self._open.discard(source)
         self._open.add(target)
+
+    def prepare(self, rows: int, capacity: int) -> None:
+        self._grow(max(rows, self.rows), max(capacity, self.capacity))
 
     def window(self, first: int, position_ids: Tensor, seen: int) -> Cache:
         rows, held = len(position_ids), min(self.capacity, pages(seen) * PAGE)
@@ -238,6 +245,9 @@ class Pages:
 
     def move(self, source: int, target: int, length: int) -> None:
         self._tables[target] = self._tables.pop(source)
+
+    def prepare(self, rows: int, capacity: int) -> None:
+        pass
 
     def window(self, first: int, position_ids: Tensor, seen: int) -> Cache:
         width = pages(seen)

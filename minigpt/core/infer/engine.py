@@ -7,6 +7,7 @@ are computed alone in fixed chunks, and draws come from counters: a text does no
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -20,6 +21,7 @@ from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import UsageError
 from minigpt.core.infer import prefix
 from minigpt.core.infer.cache import PAGE, Pages, Pool, Slots
+from minigpt.core.infer.compiled import CompiledStep
 from minigpt.core.infer.request import Completion, Request
 from minigpt.core.infer.sampling import SamplingParams, request_key, sample
 from minigpt.core.infer.steady import FEWEST_ROWS, steady_rows
@@ -45,6 +47,7 @@ class Engine:
     paged: remember them in pages of one pool of `cache_tokens` instead of a slot a row; `reserve` is its share of what
     a request may still need that is set aside when it is let in, and below 1 the newest are set aside when it is short.
     prefix_tokens: prompt tokens kept for prompts that begin alike; 0 = none.
+    compile: put decoding through torch.compile; see `compiled.py`. MissingError where there is no compiler.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Engine:
         paged: bool = False,
         reserve: float = 1.0,
         prefix_tokens: int = 8192,
+        compile: bool = False,
     ):
         if isinstance(model, Decoder):
             assert tokenizer is not None, "a bare Decoder needs its tokenizer"
@@ -78,7 +82,8 @@ class Engine:
         self.waiting: deque[Request] = deque()
         self.live: list[Request] = []  # row i of the cache belongs to live[i] …
         self.filling: Request | None = None  # … and the next one to the request whose prompt is being computed
-        self._group = 0  # rows of one forward, found when it is first needed
+        self._compiled = CompiledStep(self.model, self.pool) if compile else None
+        self._group = sys.maxsize if compile else 0  # rows of one forward, found when it is first needed
         self._version: object = None
         self._compiler: Compiler | None = None
 
@@ -369,10 +374,15 @@ class Engine:
     def _forward(self, requests: Sequence[Request], first: int) -> Tensor:
         """Rows first … and, where these are too few, some behind them that compute on unseen. Returns (B, V)."""
         end = first + len(requests)
-        idle = range(end, first + FEWEST_ROWS) if self.rows > 1 else ()
+        fewest = FEWEST_ROWS if self.rows > 1 else 1
+        if self._compiled is not None:
+            fewest = self._compiled.rows(len(requests))
+        idle = range(end, first + fewest)
         at = [r.position for r in requests] + [self._unwritten(row) for row in idle]
         ids = torch.tensor([r.ids[-1] for r in requests] + [0] * len(idle), device=self.device)[:, None]
         positions = torch.tensor(at, device=self.device)[:, None]
+        if self._compiled is not None:
+            return self._compiled(ids, positions, max(at) + 1)[: len(requests)]
         window = self.pool.window(first, positions, max(at) + 1)
         return self.model.head(self.model.hidden(ids, positions, window)[:, 0])[: len(requests)]
 

@@ -79,19 +79,24 @@ def _pack(steps: Tensor, scale: Tensor) -> Any:
 def _fbgemm() -> Any:
     """Rounds its input to given steps, multiplies, scales. None where this build of torch does not have it."""
     op = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
-    return op.default if op is not None and "fbgemm" in torch.backends.quantized.supported_engines else None
+    if op is None or "fbgemm" not in torch.backends.quantized.supported_engines:
+        return None
+    return getattr(op.default, "_op", op.default)  # without looking, at every call, for what only a compiler brings
 
 
 FBGEMM = _fbgemm()
 
 
-def int8(model: Decoder) -> None:
-    """Put every matrix but the embedding into 8 bits. UsageError where there is no such product."""
+def int8(model: Decoder, packed: bool | None = None) -> None:
+    """Put every matrix but the embedding into 8 bits. packed: as for Int8Linear; a compiler sees through the other way.
+
+    UsageError where there is no such product.
+    """
     if model.head_weight.device.type != "cpu":
         raise UsageError("--quant int8 is for CPUs", fix="leave it out: a GPU is faster in 16 bits")
 
     def joined(module: nn.Module, names: Sequence[str]) -> Int8Linear:
-        made = Int8Linear(torch.cat([getattr(module, name).weight for name in names]))
+        made = Int8Linear(torch.cat([getattr(module, name).weight for name in names]), packed)
         for name in names:
             delattr(module, name)
         return made
@@ -101,7 +106,7 @@ def int8(model: Decoder) -> None:
         attention.fused, mlp.fused = joined(attention, QKV), joined(mlp, GATE_UP)
         for module, name in ((attention, "o_proj"), (mlp, "down_proj")):
             setattr(module, name, joined(module, [name]))
-    model.quantised_head = Int8Linear(model.head_weight)
+    model.quantised_head = Int8Linear(model.head_weight, packed)
 
 
 def fuse(model: Decoder) -> None:

@@ -37,10 +37,12 @@ def load(
     dtype: str = "auto",
     quant: str = "none",
     rope_scaling: str | None = None,
+    compile: bool = False,
 ) -> Model:
     """Load a run directory (its newest step), a step directory or a Hugging Face folder.
 
     quant: `int8` computes with 8-bit weights, on a CPU. rope_scaling: `yarn:4` makes the context four times as long.
+    compile: lay weights out for an Engine that compiles.
     DataError when files are missing, damaged or do not fit each other; UsageError for options that do not go together.
     """
     where = folder.resolve(str(path))
@@ -51,7 +53,11 @@ def load(
     decoder.eval()
     if rope_scaling is not None:
         stretch(decoder, rope_scaling)
-    (lean.int8 if quant == "int8" else lean.fuse)(decoder)
+    if quant == "int8":
+        lean.int8(decoder, packed=False if compile else None)
+    else:
+        lean.fuse(decoder)
+    decoder.requires_grad_(False)
     return Model(decoder, tokenizer, where, config, runtime)
 
 

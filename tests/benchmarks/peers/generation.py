@@ -51,8 +51,8 @@ def minigpt_side(job: Job) -> Answer:
     from minigpt.core.infer.sampling import SamplingParams
 
     torch.set_num_threads(job["threads"])
-    model = minigpt.load(job["model"], "cpu", job["dtype"], **({"quant": job["quant"]} if job["quant"] else {}))
-    engine = minigpt.Engine(model, rows=job["rows"], prefix_tokens=0, **({"compile": True} if job["compile"] else {}))
+    model = minigpt.load(job["model"], "cpu", job["dtype"], job["quant"] or "none", compile=job["compile"])
+    engine = minigpt.Engine(model, rows=job["rows"], prefix_tokens=0, compile=job["compile"])
 
     def answer(prompts: list[list[int]], new: int) -> list[int]:
         done = engine.generate(prompts, SamplingParams(max_tokens=new, min_tokens=new, temperature=0))

@@ -259,7 +259,7 @@ def any_requests(seed: int, count: int) -> list[tuple[list[int], SamplingParams]
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("load", LOADS)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_the_same_text_at_any_load(load, dtype, seed):
     """Requests submitted at random moments, some cancelled: ids, text and log-probabilities to the bit as alone."""
     model = tiny("qwen3", max_position_embeddings=512)

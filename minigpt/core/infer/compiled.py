@@ -1,0 +1,64 @@
+"""One decoding step through torch.compile, in few shapes: each of them takes a compiler some seconds, once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minigpt.core.errors import MissingError
+from minigpt.core.infer.cache import Pool
+from minigpt.core.models.decoder import Decoder
+
+ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 512)
+FEWEST_KEYS = 256
+SHAPES = 64  # that are kept; torch's own limit is for programs that compile by mistake
+
+
+class CompiledStep:
+    """The logits of the next token, (B, V), for rows 0 … B of a cache.
+
+    Rows and keys are rounded up to steps of about two. Operations between products become one, so a row's bits may
+    depend on how many there are: the same text at any load holds to rounding only.
+
+    MissingError where there is nothing to compile with.
+    """
+
+    def __init__(self, model: Decoder, pool: Pool):
+        _need_compiler(model.head_weight.device)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+
+        def step(ids: Tensor, position_ids: Tensor, seen: int) -> Tensor:
+            window = pool.window(0, position_ids, seen)
+            return model.head(model.hidden(ids, position_ids, window)[:, 0])
+
+        self._model, self._pool = model, pool
+        self._step = torch.compile(step, dynamic=False)
+
+    def rows(self, count: int) -> int:
+        """How many rows a step for `count` computes."""
+        return next((n for n in ROWS if n >= count), count)
+
+    def __call__(self, ids: Tensor, position_ids: Tensor, seen: int) -> Tensor:
+        """ids, position_ids: (B, 1), B of `rows`. seen: a bound of the positions, exclusive."""
+        keys = FEWEST_KEYS
+        while keys < seen:
+            keys *= 2
+        self._pool.prepare(len(ids), keys)
+        self._model.rotary.looked_up(position_ids, self._model.head_weight.dtype, keys)  # its table grows outside
+        return self._step(ids, position_ids, keys)
+
+
+def _need_compiler(device: torch.device) -> None:
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise MissingError("--compile needs a C++ compiler", fix="install g++ or clang, or leave it out") from None
+    elif device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise MissingError("--compile needs Triton on a GPU", fix="pip install triton, or leave it out")

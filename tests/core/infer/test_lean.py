@@ -1,0 +1,129 @@
+"""Weights laid out for sampling: the same numbers in fewer products, and 8 bits as far off as 8 bits must be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from minigpt.core.data.batch import Batch
+from minigpt.core.errors import UsageError
+from minigpt.core.infer import lean
+from minigpt.core.infer.engine import Engine
+from minigpt.core.infer.sampling import SamplingParams
+from minigpt.core.infer.steady import COUNTS, FEWEST_ROWS, steady_rows
+from minigpt.core.models import model_types
+from tests.conftest import tiny
+
+ARCHITECTURES = model_types()
+PACKED = [False, pytest.param(True, marks=pytest.mark.skipif(lean.FBGEMM is None, reason="this build has no FBGEMM"))]
+
+
+def logits(model, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.head(model.hidden(ids[None], torch.arange(len(ids))[None]))[0]
+
+
+@pytest.mark.parametrize("packed", PACKED)
+def test_int8_is_the_product_of_rounded_numbers(packed):
+    """Against the same rounding written out in float64: within 1e-5 of the largest number. Zeros stay zeros."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(70, 130), torch.randn(3, 5, 130) * torch.tensor([1e-4, 1.0, 1e4])[:, None, None]
+    weight[4], x[1, 2] = 0, 0
+    got = lean.Int8Linear(weight, packed)(x)
+    scale, size = weight.abs().amax(1, keepdim=True), x.abs().amax(-1, keepdim=True)
+    rounded = (weight / (scale / 127)).nan_to_num().round().double() * scale / 127
+    steps = (x / size * 127).nan_to_num().round().double() * size / 127
+    want = steps @ rounded.t()
+    assert got.shape == (3, 5, 70)
+    for part, wanted in zip(got, want, strict=True):
+        assert (part - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert not got[1, 2].any()
+    assert not got[..., 4].any()
+
+
+@pytest.mark.parametrize("packed", PACKED)
+def test_int8_rows_do_not_depend_on_each_other(packed):
+    """To the bit, for any number of rows."""
+    torch.manual_seed(0)
+    layer, x = lean.Int8Linear(torch.randn(96, 64), packed), torch.randn(70, 64) * torch.rand(70, 1) * 10
+    alone = torch.cat([layer(row[None]) for row in x])
+    for rows in (*range(1, 20), 31, 32, 33, 64, 70):
+        assert torch.equal(layer(x[:rows]), alone[:rows])
+
+
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_int8_model(arch, packed):
+    """Logits within 5 % of their size for models so narrow (measured: 2 to 3.3 %), and the loss is that of them."""
+    model, ids = tiny(arch), torch.arange(40, 90)
+    want = logits(model, ids)
+    lean.int8(model, packed)
+    got = logits(model, ids)
+    assert 0 < (got - want).norm() / want.norm() <= 0.05
+    batch = Batch(ids[None, :-1], ids[None, 1:], torch.arange(49)[None], torch.zeros(1, 49, dtype=torch.long), None, 49)
+    nll = model(batch).nll[0]
+    assert torch.allclose(nll, -got[:-1].log_softmax(-1)[torch.arange(49), ids[1:]], rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="8 bits"):
+        model(batch, want=("nll", "entropy"))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_fused_weights_stay_the_models_own(arch):
+    """The same names and numbers, in one piece of memory: what changes a weight changes what is computed."""
+    model, ids = tiny(arch), torch.arange(40, 90)
+    other = {name: value + 0.01 for name, value in model.state_dict().items()}
+    names, before = list(model.state_dict()), logits(model, ids)
+    lean.fuse(model)
+    assert list(model.state_dict()) == names
+    assert (logits(model, ids) - before).abs().max() <= 1e-5
+    model.load_state_dict(other)
+    fresh = tiny(arch)
+    fresh.load_state_dict(other)
+    assert (logits(model, ids) - logits(fresh, ids)).abs().max() <= 1e-4
+    assert (logits(model, ids) - before).abs().max() > 1e-2
+
+
+def test_int8_is_for_cpus():
+    """Elsewhere it is refused before anything is changed."""
+    with torch.device("meta"):
+        model = tiny("llama").to("meta")
+    with pytest.raises(UsageError, match="int8"):
+        lean.int8(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steady_rows_are_steady(dtype):
+    """Every number of rows up to the one that was found gives the bits of groups of four."""
+    model = tiny("llama", hidden_size=128, intermediate_size=352).to(dtype)
+    lean.fuse(model)
+    rows = steady_rows(model)
+    assert rows == FEWEST_ROWS or rows in COUNTS
+    x = torch.randn(rows, 128).to(dtype)
+    for block in model.model.layers:
+        with torch.inference_mode():
+            few = torch.cat([block.mlp.fused(part) for part in x.split(FEWEST_ROWS)])
+            for count in range(FEWEST_ROWS, rows + 1):
+                assert torch.equal(block.mlp.fused(x[:count]), few[:count])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize("paged", [False, True])
+def test_compiled_is_eager(quant, paged):
+    """The same greedy tokens, over several shapes."""
+    pytest.importorskip("torch._inductor")
+    given = [list(range(20, 20 + n)) for n in (3, 60, 9, 250, 31)]
+    params = SamplingParams(max_tokens=20, temperature=0, min_tokens=20)
+
+    class Letters:
+        eos_ids = (2,)
+
+        def decode(self, ids, skip_special=True):
+            return "".join(chr(i + 200) for i in ids)
+
+    model = tiny("qwen3", max_position_embeddings=1024)
+    (lean.int8(model, packed=False) if quant == "int8" else lean.fuse(model))
+    options = {"paged": True, "cache_tokens": 4096} if paged else {}
+    eager = Engine(model, Letters()).generate(given, params)
+    compiled = Engine(model, Letters(), compile=True, **options).generate(given, params)
+    assert [c.ids for c in compiled] == [c.ids for c in eager]

@@ -132,6 +132,8 @@ class Engine:
                 for request, text in self.step():
                     if request is mine and text:
                         yield text
+            if mine.fault is not None:
+                raise mine.fault
         finally:
             self.cancel(mine)
 

@@ -1,14 +1,17 @@
-"""One answer in the making: plain Python, no tensors."""
+"""One answer in the making."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minigpt.core.errors import MinigptError
 from minigpt.core.infer.text import Detokenizer, StopText
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from minigpt.core.infer.cache import Piece
     from minigpt.core.infer.constraint import Constraint
     from minigpt.core.infer.sampling import SamplingParams
@@ -42,7 +45,7 @@ class Request:
 
     prompt_index: for the caller. limit: of new tokens. key: of its random draws. ends: tokens that end it.
     keys: names of the prompt's chunks. filled: prompt tokens computed. swapped: its past while it waits outside of the
-    cache.
+    cache. fault: why it ended without being done; a request takes no other with it.
     """
 
     prompt_index: int
@@ -56,6 +59,7 @@ class Request:
     constraint: Constraint | None = None
     keys: list[bytes] = field(default_factory=list)
     filled: int = 0
+    fault: MinigptError | None = None
     swapped: Piece | None = None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -74,12 +78,25 @@ class Request:
         """Tokens that it may come to hold."""
         return len(self.prompt) + self.limit
 
+    def constrain(self, logits: Tensor) -> None:
+        """Exclude what the form does not allow, in place. logits: (V,)."""
+        if self.constraint is not None:
+            self._follow(lambda constraint: constraint.mask(logits))
+
+    def _follow(self, act: Callable[[Constraint], None]) -> None:
+        try:
+            if self.constraint is not None:
+                act(self.constraint)
+        except MinigptError as fault:
+            self.fault, self.constraint = fault, None
+
     def accept(self, id: int) -> str:
         """Take one sampled id. Returns the text it makes final."""
         out = ""
-        if self.constraint is not None:
-            self.constraint.accept(id)
-        if id in self.ends:
+        self._follow(lambda constraint: constraint.accept(id))
+        if self.fault is not None:
+            self.finish_reason = "error"
+        elif id in self.ends:
             self.end_id, self.finish_reason = id, "stop"
         else:
             self.ids.append(id)
@@ -95,6 +112,9 @@ class Request:
         return out
 
     def completion(self) -> Completion:
+        """The finished answer. Raises the request's fault."""
+        if self.fault is not None:
+            raise self.fault
         text, reason = "".join(self.text), self.finish_reason or "length"
         return Completion(
             self.prompt_index, self.ids, text, reason, self.end_id, self.logprobs, self.top_logprobs

@@ -18,7 +18,7 @@ from torch import Tensor
 from minigpt.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from minigpt.core.infer.constraint import Constraint, Form
+    from minigpt.core.infer.constraint import Form
 
 HEAD = 256  # likeliest tokens among which top-p looks first: sorting all of them costs more than the model does
 MOST_TOP_LOGPROBS = 100
@@ -71,6 +71,8 @@ class SamplingParams:
         for name, ok in bounds.items():
             if not ok:
                 raise UsageError(f"--{name.replace('_', '-')} is out of range", found=repr(getattr(self, name)))
+        if self.form is not None and self.min_tokens:
+            raise UsageError("min_tokens and a form do not go together: a form may have to end before")
 
     @property
     def edits(self) -> bool:
@@ -86,7 +88,10 @@ class SamplingParams:
 
 
 class Asked(Protocol):
-    """What sampling must know about a row. prompt, ids: tokens so far. ends: tokens that end the answer."""
+    """What sampling must know about a row. prompt, ids: tokens so far. ends: tokens that end the answer.
+
+    constrain: exclude what the answer's form does not allow, in place.
+    """
 
     @property
     def params(self) -> SamplingParams: ...
@@ -97,9 +102,8 @@ class Asked(Protocol):
     @property
     def ends(self) -> frozenset[int]: ...
     @property
-    def constraint(self) -> Constraint | None: ...
-    @property
     def key(self) -> int: ...
+    def constrain(self, logits: Tensor) -> None: ...
 
 
 def sample(logits: Tensor, rows: Sequence[Asked]) -> tuple[list[int], Tensor]:
@@ -226,8 +230,7 @@ def edit(logits: Tensor, row: Asked) -> None:
         logits[id] += bias
     if len(row.ids) < p.min_tokens:
         logits[list(row.ends)] = -torch.inf
-    if row.constraint is not None:
-        row.constraint.mask(logits)
+    row.constrain(logits)
 
 
 def request_key(seed: int, number: int, prompt: Sequence[int]) -> int:

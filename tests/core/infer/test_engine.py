@@ -394,3 +394,33 @@ def test_top_logprobs():
         assert [i for i, _ in got] == want[row].topk(5).indices.tolist()
         assert torch.allclose(torch.tensor([v for _, v in got]), want[row].topk(5).values, rtol=0, atol=1e-5)
         assert abs(chosen - want[row, id].item()) <= 1e-5
+
+
+def test_a_fault_of_one_is_not_the_others():
+    """A form that cannot be followed any further ends its own answer, with its own fault."""
+    model = never_ends(tiny("llama", tie_word_embeddings=False))
+    given, params = prompts(5, 6), SamplingParams(max_tokens=10, temperature=0, logit_bias={5: 0.0})
+    want = engine(model).generate(given, params)
+
+    class Broken:
+        left = 3
+
+        def mask(self, logits):
+            self.left -= 1
+            if not self.left:
+                raise UsageError("no further")
+
+        def accept(self, id):
+            pass
+
+    one = engine(model)
+    first, second = (one.request(prompt, params) for prompt in given)
+    first.constraint = Broken()
+    one.submit(first)
+    one.submit(second)
+    while one.busy:
+        one.step()
+    assert second.completion().ids == want[1].ids
+    assert first.ids == want[0].ids[:2]
+    with pytest.raises(UsageError, match="no further"):
+        first.completion()

@@ -30,7 +30,9 @@ class Row:
     ids: Sequence[int] = ()
     key: int = 0
     ends: frozenset[int] = frozenset()
-    constraint: None = None
+
+    def constrain(self, logits):
+        pass
 
 
 def at(key: int, position: int, params: SamplingParams | None = None) -> Row:

@@ -207,20 +207,10 @@ def spelled(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     for id in ids:
         text = tokenizer.decode([id], skip_special=False)
         spelling = tokenizer.token(id) or ""
-        if "\ufffd" in text and tokenizer.is_byte_level and all(c in BYTE_OF for c in spelling):
-            text = bytes(BYTE_OF[c] for c in spelling).decode("utf-8", "backslashreplace")
+        if "\ufffd" in text and tokenizer.is_byte_level:
+            text = tokenizer.contents[id].decode("utf-8", "backslashreplace")
         pieces.append(text or spelling)
     return pieces
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes: those that print stand for themselves, the others for the characters from 256 on."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(rest)}
-
-
-BYTE_OF = _byte_alphabet()
 
 
 def decode(cfg: DecodeConfig, context: Context) -> Result:

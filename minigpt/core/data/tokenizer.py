@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -202,12 +203,23 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> NDArray[np.int64]:
         """(V,) bytes of text that each token stands for; 0 for added tokens."""
-        added = set(self.added.values())
-        sizes = np.zeros(self.vocab_size, dtype=np.int64)
-        for spelling, id in self._full.get_vocab(with_added_tokens=True).items():
-            if id < len(sizes) and id not in added:
-                sizes[id] = len(spelling) if self.is_byte_level else _bytes_of(spelling)
+        sizes = np.array([len(content) for content in self.contents], dtype=np.int64)
+        sizes[[id for id in self.added.values() if id < len(sizes)]] = 0
         return sizes
+
+    @cached_property
+    def contents(self) -> list[bytes]:
+        """(V,) the bytes that each token writes; an added one writes its name."""
+        added = set(self.added.values())
+        found = [b""] * self.vocab_size
+        for spelling, id in self._full.get_vocab(with_added_tokens=True).items():
+            if id >= len(found):
+                continue
+            if id in added or (self.is_byte_level and not BYTE_OF.keys() >= set(spelling)):
+                found[id] = spelling.encode()
+            else:
+                found[id] = bytes(BYTE_OF[c] for c in spelling) if self.is_byte_level else _piece(spelling)
+        return found
 
     # ---------------------------------------------------------------------------------------- roles
 
@@ -295,11 +307,21 @@ def _unprefixed(step: Any) -> Any:
     return changed
 
 
-def _bytes_of(spelling: str) -> int:
-    """Bytes of text behind an entry of a sentencepiece vocabulary: `▁` is a space, `<0xE4>` one byte."""
-    if len(spelling) == 6 and spelling.startswith("<0x") and spelling.endswith(">"):
-        return 1
-    return len(spelling.replace("▁", " ").encode())
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes: those that print stand for themselves, the others for the characters from 256 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(rest)}
+
+
+BYTE_OF = _byte_alphabet()
+
+
+def _piece(spelling: str) -> bytes:
+    """An entry of a sentencepiece vocabulary: `▁` is a space, `<0xE4>` one byte."""
+    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", spelling):
+        return bytes([int(spelling[3:5], 16)])
+    return spelling.replace("▁", " ").encode()
 
 
 def _folder(path: Path) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tokenizers import pre_tokenizers
 from torch import Tensor
 
 from minigpt.core.data.tokenizer import Tokenizer
@@ -221,25 +219,4 @@ class _Vocabulary:
 def token_contents(tokenizer: Tokenizer) -> list[bytes]:
     """(V,) the bytes that each token writes; none for the tokens that control."""
     control = {*tokenizer.special_ids, *tokenizer.eos_ids}
-    spellings = [tokenizer.token(id) or "" for id in range(tokenizer.vocab_size)]
-    write = _byte_level(spellings) if tokenizer.is_byte_level else map(_piece, spellings)
-    return [b"" if id in control else content for id, content in enumerate(write)]
-
-
-def _byte_level(spellings: Sequence[str]) -> list[bytes]:
-    """GPT-2's alphabet: bytes that print stand for themselves, the others for the characters from 256 on."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    moved = iter(byte for byte in range(256) if chr(byte) not in alphabet)
-    byte_of = {letter: ord(letter) if ord(letter) < 256 else next(moved) for letter in alphabet}
-    known = byte_of.keys()
-    return [
-        bytes(byte_of[c] for c in spelling) if known >= set(spelling) else spelling.encode()  # runs of spaces, as added
-        for spelling in spellings
-    ]
-
-
-def _piece(spelling: str) -> bytes:
-    """An entry of a sentencepiece vocabulary: `▁` is a space, `<0xE4>` one byte."""
-    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", spelling):
-        return bytes([int(spelling[3:5], 16)])
-    return spelling.replace("▁", " ").encode()
+    return [b"" if id in control else content for id, content in enumerate(tokenizer.contents)]

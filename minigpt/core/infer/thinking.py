@@ -68,14 +68,3 @@ class ThinkSplitter:
         if self._fresh:
             self._held = self._held.lstrip("\n")
             self._fresh = not self._held
-
-
-def split(answer: str, opened: bool = False) -> tuple[str, str]:
-    """(thought, said) of a whole answer. opened: as for ThinkSplitter.
-
-    A closing tag alone ends a thought as well: small models forget the opening one.
-    """
-    opened = opened or (CLOSE in answer and not answer.lstrip().startswith(OPEN))
-    splitter = ThinkSplitter(opened)
-    parts = [*splitter.add(answer), *splitter.finish()]
-    return "".join(t for t, thinking in parts if thinking), "".join(t for t, thinking in parts if not thinking)

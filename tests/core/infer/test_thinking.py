@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.core.infer.thinking import ThinkSplitter, split
+from minigpt.core.infer.reply import parse
+from minigpt.core.infer.thinking import ThinkSplitter
 
 
 def streamed(pieces, opened=False):
@@ -82,4 +83,5 @@ def test_text_is_not_held_back_longer_than_a_tag_could_be():
     ],
 )
 def test_split_of_a_whole_answer(answer, opened, wanted):
-    assert split(answer, opened) == wanted
+    reply = parse(answer, opened)
+    assert (reply.reasoning, reply.content) == wanted

@@ -177,10 +177,11 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk that takes no mo
 def disk_error(e: OSError, path: Path) -> DataError:
     """An OSError of a write as an error with a way out."""
     place = "MINIGPT_CACHE" if cache_dir() in path.parents else "--out"
+    again = ", then start again (a training run with --resume)"
     fix = {
-        errno.ENOSPC: f"free some space or point {place} at another disk, then continue with --resume",
-        errno.EDQUOT: f"free some of your quota or point {place} at another disk, then continue with --resume",
-        errno.EFBIG: "raise the limit on the size of a file (ulimit -f), then continue with --resume",
+        errno.ENOSPC: f"free some space or point {place} at another disk{again}",
+        errno.EDQUOT: f"free some of your quota or point {place} at another disk{again}",
+        errno.EFBIG: f"raise the limit on the size of a file (ulimit -f){again}",
         errno.EACCES: f"choose a directory you may write to with {place}",
         errno.EROFS: f"choose a directory you may write to with {place}",
         errno.ENOENT: f"choose a directory that can be created with {place}",

@@ -27,7 +27,7 @@ EXAMPLES = (
 class Config:
     model: str | None = opt(
         None,
-        "run, step or Hugging Face directory",
+        "run, step, Hugging Face folder, .gguf or .pth file, or hf:org/name",
         short="-m",
         panel="Model",
         metavar="PATH",

@@ -23,7 +23,13 @@ WRONG = 5  # answers that are shown
 
 @dataclass
 class Config:
-    model: str | None = opt(None, "run, step or Hugging Face directory", short="-m", panel="Model", metavar="PATH")
+    model: str | None = opt(
+        None,
+        "run, step, Hugging Face folder, .gguf or .pth file, or hf:org/name",
+        short="-m",
+        panel="Model",
+        metavar="PATH",
+    )
     data: list[str] = opt([], "file, directory, glob or -", short="-d", panel="Data", metavar="PATH")
     kind: str = opt(
         "auto",

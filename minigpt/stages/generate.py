@@ -30,7 +30,13 @@ EXAMPLES = (
 
 @dataclass
 class Config:
-    model: str | None = opt(None, "run, step or Hugging Face directory", short="-m", panel="Model", metavar="PATH")
+    model: str | None = opt(
+        None,
+        "run, step, Hugging Face folder, .gguf or .pth file, or hf:org/name",
+        short="-m",
+        panel="Model",
+        metavar="PATH",
+    )
     prompt: list[str] = opt(
         [],
         "prompt; - reads lines or JSONL ({prompt} or {messages}) from stdin, which is also the default in a pipe",

@@ -137,7 +137,9 @@ class Slots:
     def _grow(self, rows: int, capacity: int) -> None:
         if rows <= self.rows and capacity <= self.capacity:
             return
-        rows = max(rows, self.rows * 2 if rows > self.rows else self.rows)
+        if rows > self.rows:  # twice as many, so that a growing number of rows is not copied at every step
+            ahead = self.rows * 2
+            rows = max(rows, ahead if self._limit is None else min(ahead, self._limit // max(capacity, self.capacity)))
         old, self.rows, self.capacity = self._layers, rows, max(capacity, self.capacity)
         shapes = [(rows, spec.heads, self.capacity, spec.head_dim) for spec in self._specs]
         self._layers = [(torch.zeros(s, **self._options), torch.zeros(s, **self._options)) for s in shapes]  # type: ignore[call-overload]

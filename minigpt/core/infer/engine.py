@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from minigpt.core.infer.model import Model
 
 CHUNK = 256  # prompt tokens computed at once: bounds the memory of attention, and is what prompts can share
+POOL = 65_536  # tokens of a paged cache, where nothing else is asked for
 PREFILL = 2 * CHUNK  # prompt tokens computed between two tokens of the answers that are being made
 assert CHUNK % PAGE == 0
 
@@ -74,7 +75,8 @@ class Engine:
         dtype = torch.float32 if self.device.type == "cpu" else weight.dtype
         specs = self.model.cache_specs()
         if paged:
-            tokens = cache_tokens or min(rows, 8) * self.model.config.max_position_embeddings
+            context = self.model.config.max_position_embeddings
+            tokens = cache_tokens or max(context, min(rows * context, POOL))
             self.pool: Pool = Pages(specs, self.device, dtype, tokens, reserve)
         else:
             self.pool = Slots(specs, self.device, dtype, cache_tokens)

@@ -20,7 +20,7 @@ from minigpt.core.errors import UsageError
 if TYPE_CHECKING:
     from minigpt.core.infer.constraint import Form
 
-HEAD = 256  # likeliest tokens among which top-p looks first: sorting all of them costs more than the model does
+HEADS = (32, 256)  # likeliest tokens among which top-p looks: sorting all of them costs more than the model does
 MOST_TOP_LOGPROBS = 100
 
 
@@ -183,23 +183,22 @@ def _filter(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     return logits
 
 
-def _top_p(logits: Tensor, top_p: Tensor) -> Tensor:
+def _top_p(logits: Tensor, top_p: Tensor, heads: Sequence[int] = HEADS) -> Tensor:
     """Drop the unlikeliest tokens that together hold at most 1 - top_p (Holtzman et al., 2020, arXiv:1904.09751).
 
-    logits: (W, V). top_p: (W, 1).
+    logits: (W, V). top_p: (W, 1). heads: how many of the likeliest to look at, and how many where that is too few.
     """
-    probs = logits.softmax(-1)
-    values, order = (x.flip(-1) for x in probs.topk(min(HEAD, logits.shape[-1])))  # ascending
+    if not heads or logits.shape[-1] <= heads[0]:
+        return _top_p_sorted(logits, top_p)
+    values, order = (x.flip(-1) for x in logits.softmax(-1).topk(heads[0]))  # ascending
     rest = 1 - values.sum(-1, keepdim=True)
-    if logits.shape[-1] > HEAD:
-        flat = (rest > 1 - top_p).squeeze(1)  # the border lies further down than the likeliest tokens
-        if flat.any():
-            out = torch.empty_like(logits)
-            out[flat] = _top_p_sorted(logits[flat], top_p[flat])
-            out[~flat] = _drop(logits[~flat], values[~flat], order[~flat], rest[~flat], top_p[~flat])
-            return out
+    flat = (rest > 1 - top_p).squeeze(1)  # the border lies further down
+    if not flat.any():
         return _drop(logits, values, order, rest, top_p)
-    return _top_p_sorted(logits, top_p)
+    out = torch.empty_like(logits)
+    out[flat] = _top_p(logits[flat], top_p[flat], heads[1:])
+    out[~flat] = _drop(logits[~flat], values[~flat], order[~flat], rest[~flat], top_p[~flat])
+    return out
 
 
 def _top_p_sorted(logits: Tensor, top_p: Tensor) -> Tensor:

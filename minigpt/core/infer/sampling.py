@@ -189,27 +189,32 @@ def _top_p(logits: Tensor, top_p: Tensor, heads: Sequence[int] = HEADS) -> Tenso
     logits: (W, V). top_p: (W, 1). heads: how many of the likeliest to look at, and how many where that is too few.
     """
     if not heads or logits.shape[-1] <= heads[0]:
-        return _top_p_sorted(logits, top_p)
+        ascending, order = logits.sort()
+        return _without(logits, order, _dropped(ascending.softmax(-1), torch.zeros_like(top_p), top_p))
     values, order = (x.flip(-1) for x in logits.softmax(-1).topk(heads[0]))  # ascending
     rest = 1 - values.sum(-1, keepdim=True)
-    flat = (rest > 1 - top_p).squeeze(1)  # the border lies further down
-    if not flat.any():
-        return _drop(logits, values, order, rest, top_p)
+    drop = _dropped(values, rest, top_p)
+    border = drop.sum(-1, keepdim=True)  # where the first one that stays stands
+    # Among equal ones at the border those stay that a sort puts last; and the border may lie below the head.
+    tied = values.gather(1, border) == values.gather(1, (border - 1).clamp(min=0))
+    unsure = ((rest > 1 - top_p) | (border == 0) | tied).squeeze(1)
+    if not unsure.any():
+        return _without(logits, order, drop)
     out = torch.empty_like(logits)
-    out[flat] = _top_p(logits[flat], top_p[flat], heads[1:])
-    out[~flat] = _drop(logits[~flat], values[~flat], order[~flat], rest[~flat], top_p[~flat])
+    out[unsure] = _top_p(logits[unsure], top_p[unsure], heads[1:])
+    out[~unsure] = _without(logits[~unsure], order[~unsure], drop[~unsure])
     return out
 
 
-def _top_p_sorted(logits: Tensor, top_p: Tensor) -> Tensor:
-    ascending, order = logits.sort()
-    return _drop(logits, ascending.softmax(-1), order, torch.zeros_like(top_p), top_p)
-
-
-def _drop(logits: Tensor, values: Tensor, order: Tensor, rest: Tensor, top_p: Tensor) -> Tensor:
-    """values, order: probabilities in ascending order and whose they are. rest: what lies below them, (W, 1)."""
+def _dropped(values: Tensor, rest: Tensor, top_p: Tensor) -> Tensor:
+    """Which of ascending probabilities go, (W, n). rest: what lies below them, (W, 1)."""
     drop = rest + values.cumsum(-1) <= 1 - top_p
     drop[:, -1] = False  # the likeliest always stays
+    return drop
+
+
+def _without(logits: Tensor, order: Tensor, drop: Tensor) -> Tensor:
+    """Logits of only those tokens of `order` that do not go. order, drop: (W, n)."""
     return logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).scatter(1, order, drop), -torch.inf)
 
 

@@ -87,12 +87,16 @@ def test_filters_equal_transformers(changes, seed):
     assert torch.allclose(got, want, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.5, 4.0, 8.0])
-def test_top_p_over_a_large_vocabulary(spread):
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 2.0, 4.0, 8.0])
+def test_top_p_over_a_large_vocabulary(spread, ties):
     """Also where only the likeliest tokens are looked at, and where a flat row among peaked ones forbids that."""
     torch.manual_seed(0)
     logits = torch.randn(5, 6400) * 8
     logits[0] = torch.randn(6400) * spread
+    logits[1] = torch.randn(6400) * spread / 2
+    if ties:
+        logits = logits.round()
     params = SamplingParams(top_p=0.95)
     got, want = (
         f(params) for f in (lambda p: filtered(logits, [Row(p)] * 5), lambda p: theirs(p, logits, logits.clone()))

@@ -24,8 +24,8 @@ from minigpt.core.infer.engine import Engine
 from minigpt.core.infer.tools import demo_tools
 from minigpt.core.models import folder
 from minigpt.stages import chat as stage
-from minigpt.stages.chat import COMMANDS
 from minigpt.stages.conversation import answered, remembered, turns, without_oldest_turn
+from minigpt.stages.slash import COMMANDS
 from tests.conftest import run_cli, tiny
 
 TEXT = ["the quick brown fox jumps over the lazy dog", "春風又綠江南岸"] * 20

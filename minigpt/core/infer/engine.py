@@ -71,9 +71,7 @@ class Engine:
         self.rows = rows
         weight = self.model.head_weight
         self.device = weight.device
-        # a CPU multiplies few queries in float32, so nothing is won by keeping keys in less
-        dtype = torch.float32 if self.device.type == "cpu" else weight.dtype
-        specs = self.model.cache_specs()
+        specs, dtype = self.model.cache_specs(), weight.dtype
         if paged:
             context = self.model.config.max_position_embeddings
             tokens = cache_tokens or max(context, min(rows * context, POOL))

@@ -13,6 +13,7 @@ from minigpt.core.errors import MinigptError, UsageError
 from minigpt.core.groups import CommonConfig, DeviceConfig, LoadConfig, SampleConfig
 from minigpt.core.report import Context, Report, Result
 from minigpt.stages.conversation import Conversation
+from minigpt.stages.loading import load_model, model_option
 from minigpt.stages.slash import obey, switch_tools
 
 EXAMPLES = (
@@ -24,14 +25,7 @@ EXAMPLES = (
 
 @dataclass
 class Config:
-    model: str | None = opt(
-        None,
-        "run, step, Hugging Face folder, .gguf or .pth file, or hf:org/name",
-        short="-m",
-        panel="Model",
-        metavar="PATH",
-        shown="the newest run",
-    )
+    model: str | None = model_option(shown="the newest run")
     prompt: str | None = opt(None, "ask this once and end", short="-p", panel="Data", metavar="TEXT")
     system: str | None = opt(None, "system message", panel="Data", metavar="TEXT")
     tools: list[str] = opt(
@@ -48,9 +42,8 @@ def run(cfg: Config, context: Context) -> Result:
     report = context.report
     path = model_path(cfg.model, report)
     from minigpt.core.infer.engine import Engine
-    from minigpt.core.infer.model import load
 
-    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling, cfg.load.compile)
+    model = load_model(path, cfg.load, cfg.device)
     if not model.is_chat:
         report.warn(
             f"{model.path} is a base model: it continues your text instead of answering",

@@ -9,6 +9,7 @@ from minigpt.core.config import group, opt
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.groups import CommonConfig, DeviceConfig, LoadConfig
 from minigpt.core.report import Context, Result
+from minigpt.stages.loading import load_model, model_option
 
 if TYPE_CHECKING:
     from minigpt.core.infer.model import Model
@@ -23,13 +24,7 @@ WRONG = 5  # answers that are shown
 
 @dataclass
 class Config:
-    model: str | None = opt(
-        None,
-        "run, step, Hugging Face folder, .gguf or .pth file, or hf:org/name",
-        short="-m",
-        panel="Model",
-        metavar="PATH",
-    )
+    model: str | None = model_option()
     data: list[str] = opt([], "file, directory, glob or -", short="-d", panel="Data", metavar="PATH")
     kind: str = opt(
         "auto",
@@ -59,10 +54,9 @@ def run(cfg: Config, context: Context) -> Result:
     if cfg.load.compile and not cfg.answers:
         raise UsageError("--compile is for answers", fix="add --answers, or leave it out")
     from minigpt.core.convert.open import open_model
-    from minigpt.core.infer.model import load
 
     path = open_model(cfg.model, context.report).path
-    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling, cfg.load.compile)
+    model = load_model(path, cfg.load, cfg.device)
     return answered(cfg, context, model) if cfg.answers else predicted(cfg, context, model)
 
 

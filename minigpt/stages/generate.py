@@ -14,6 +14,7 @@ from minigpt.core.errors import DataError, UsageError
 from minigpt.core.groups import CommonConfig, DeviceConfig, LoadConfig, SampleConfig
 from minigpt.core.report import Context, Result
 from minigpt.stages import prompts
+from minigpt.stages.loading import load_model, model_option
 
 if TYPE_CHECKING:
     from minigpt.core.infer.engine import Engine
@@ -30,13 +31,7 @@ EXAMPLES = (
 
 @dataclass
 class Config:
-    model: str | None = opt(
-        None,
-        "run, step, Hugging Face folder, .gguf or .pth file, or hf:org/name",
-        short="-m",
-        panel="Model",
-        metavar="PATH",
-    )
+    model: str | None = model_option()
     prompt: list[str] = opt(
         [],
         "prompt; - reads lines or JSONL ({prompt} or {messages}) from stdin, which is also the default in a pipe",
@@ -63,11 +58,10 @@ def run(cfg: Config, context: Context) -> Result:
 
     from minigpt.core.convert.open import open_model
     from minigpt.core.infer.engine import Engine
-    from minigpt.core.infer.model import load
 
     report = context.report
     path = open_model(cfg.model, report).path
-    model = load(path, cfg.device.device, cfg.device.dtype, cfg.load.quant, cfg.load.rope_scaling, cfg.load.compile)
+    model = load_model(path, cfg.load, cfg.device)
     engine = Engine(model, rows=cfg.batch_size, compile=cfg.load.compile)
     asked = _Asked(engine, model, cfg, sys.stdin if from_stdin else None)
     count, tokens, kept = 0, 0, []

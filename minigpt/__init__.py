@@ -36,7 +36,7 @@ def load(
 ) -> Model:
     """Open a model: a run, a step, a Hugging Face folder, a `.gguf` or `.pth` file, or `hf:org/name`.
 
-    quant: `int8` computes with 8-bit weights, on a CPU. rope_scaling: `yarn:4` makes the context four times as long.
+    quant: weights in fewer bits, on a CPU: `int8`, `fp16`. rope_scaling: `yarn:4` makes the context four times as long.
     compile: lay weights out for an `Engine(model, compile=True)`.
     Raises the errors of `minigpt.core.errors`: what is missing, damaged, or not supported.
     """

@@ -242,7 +242,7 @@ class TrainConfig:
     )
 
 
-QUANTS = ("none", "int8")
+QUANTS = ("none", "int8", "fp16")
 SCALINGS = ("yarn", "linear")
 
 
@@ -268,7 +268,10 @@ class LoadConfig:
     """How to use a model's weights. One group wherever text is generated or scored."""
 
     quant: str = opt(
-        "none", "int8 = 8-bit weights: the fastest on a CPU, a little less exact", panel="Model", choices=QUANTS
+        "none",
+        "weights in 8 bits: the fastest on a CPU, a little less exact; or in 16 for one answer at a time",
+        panel="Model",
+        choices=QUANTS,
     )
     rope_scaling: str | None = opt(
         None,

@@ -19,6 +19,7 @@ from torch import Tensor
 from minigpt.core.nn.cache import KV, Cache
 
 PAGE = 64  # positions; also the step in which more keys are read: kernels are prepared for each new shape
+VIEWS = 256  # windows whose views are kept
 Layers = list[tuple[Tensor, Tensor]]
 
 
@@ -89,6 +90,7 @@ class Slots:
         self._options = {"device": device, "dtype": dtype}
         self.rows = self.capacity = 0
         self._layers: Layers = []
+        self._views: dict[tuple[int, int, int], list[_SlotLayer]] = {}
         self._open: set[int] = set()
         self._grow(1, PAGE)
 
@@ -124,6 +126,18 @@ class Slots:
         self._grow(first + rows, self.capacity)
         return _SlotWindow(self, first, position_ids, held)
 
+    def layers(self, first: int, rows: int, held: int) -> list[_SlotLayer]:
+        """Every layer's part of a window. Steps ask for the same one over and over, and views cost time."""
+        key = (first, rows, held)
+        found = None if torch.compiler.is_compiling() else self._views.get(key)
+        if found is None:
+            found = [_SlotLayer(k, v, *key) for k, v in self._layers]
+            if not torch.compiler.is_compiling():  # which would hand them over as results
+                if len(self._views) == VIEWS:
+                    self._views.clear()
+                self._views[key] = found
+        return found
+
     def take(self, row: int, begin: int, length: int, copy: bool = False) -> Piece:
         return Piece(length, copies=[(k[row, :, begin:][:, :length].clone(), v[row, :, begin:][:, :length].clone())
                                      for k, v in self._layers])  # fmt: skip
@@ -137,10 +151,13 @@ class Slots:
     def _grow(self, rows: int, capacity: int) -> None:
         if rows <= self.rows and capacity <= self.capacity:
             return
-        if rows > self.rows:  # twice as many, so that a growing number of rows is not copied at every step
+        if capacity > self.capacity and self._limit is None:  # twice as much, so that what grows is copied seldom
+            capacity = max(capacity, 2 * self.capacity)
+        if rows > self.rows:
             ahead = self.rows * 2
             rows = max(rows, ahead if self._limit is None else min(ahead, self._limit // max(capacity, self.capacity)))
         old, self.rows, self.capacity = self._layers, rows, max(capacity, self.capacity)
+        self._views.clear()
         shapes = [(rows, spec.heads, self.capacity, spec.head_dim) for spec in self._specs]
         self._layers = [(torch.zeros(s, **self._options), torch.zeros(s, **self._options)) for s in shapes]  # type: ignore[call-overload]
         for before, after in zip(old, self._layers, strict=False):
@@ -158,32 +175,43 @@ class _SlotWindow:
     """Rows first … first + B of the slots, and where a forward's tokens go in them."""
 
     def __init__(self, slots: Slots, first: int, position_ids: Tensor, held: int):
-        self._slots, self._first, self.end, self._ids = slots, first, held, position_ids
+        self._first, self._capacity, self.end, self._ids = first, slots.capacity, held, position_ids
+        self._layers = slots.layers(first, len(position_ids), held)
         self._at: dict[int, Tensor] = {}
 
-    def layer(self, index: int) -> _SlotLayer:
-        return _SlotLayer(self, *self._slots._layers[index])
+    def layer(self, index: int) -> _WindowLayer:
+        layer = self._layers[index]
+        return _WindowLayer(layer, self.at(layer.heads))
 
     def at(self, heads: int) -> Tensor:
         """Where a head's new positions lie in (rows * K * capacity), (B * K * T,). Layers of one shape share it."""
         if heads not in self._at:
             rows, device = len(self._ids), self._ids.device
-            slot = torch.arange(self._first * heads, (self._first + rows) * heads, device=device) * self._slots.capacity
+            slot = torch.arange(self._first * heads, (self._first + rows) * heads, device=device) * self._capacity
             self._at[heads] = (slot.view(rows, heads, 1) + self._ids[:, None]).flatten()
         return self._at[heads]
 
 
 class _SlotLayer:
-    def __init__(self, window: _SlotWindow, k: Tensor, v: Tensor):
-        self._window, self._k, self._v = window, k, v  # (slots, K, capacity, D)
+    """One layer's memory: all of it as rows of D numbers, and what a window shows of it."""
+
+    def __init__(self, k: Tensor, v: Tensor, first: int, rows: int, held: int):
+        self.heads, dim = k.shape[1], k.shape[3]  # k, v: (slots, K, capacity, D)
+        self.flat = k.view(-1, dim), v.view(-1, dim)
+        self.seen = k[first : first + rows, :, :held], v[first : first + rows, :, :held]
+
+
+class _WindowLayer:
+    def __init__(self, layer: _SlotLayer, at: Tensor):
+        self._layer, self._at = layer, at
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        window, (rows, heads, _, dim) = self._window, k.shape
-        at = window.at(heads)
-        for store, new in ((self._k, k), (self._v, v)):
-            store.view(-1, dim).index_copy_(0, at, new.reshape(-1, dim).to(store.dtype))
-        part = slice(window._first, window._first + rows)
-        return self._k[part, :, : window.end], self._v[part, :, : window.end]
+        keys, values = self._layer.flat
+        if k.dtype != keys.dtype:
+            k, v = k.to(keys.dtype), v.to(keys.dtype)
+        keys.index_copy_(0, self._at, k.reshape(-1, k.shape[-1]))
+        values.index_copy_(0, self._at, v.reshape(-1, v.shape[-1]))
+        return self._layer.seen
 
 
 # ---------------------------------------------------------------------------------------------- pages

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from minigpt.core.errors import MissingError
-from minigpt.core.infer.cache import Pool
+from minigpt.core.infer.cache import PAGE, Pool, pages
 from minigpt.core.models.decoder import Decoder
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 512)
-FEWEST_KEYS = 256
 SHAPES = 64  # that are kept; torch's own limit is for programs that compile by mistake
 
 
 class CompiledStep:
     """The logits of the next token, (B, V), for rows 0 … B of a cache.
 
-    Rows and keys are rounded up to steps of about two. Operations between products become one, so a row's bits may
-    depend on how many there are: the same text at any load holds to rounding only.
+    Rows are rounded up to steps of about two; one program serves any number of keys. Operations between products
+    become one, so a row's bits may depend on how many there are: the same text at any load holds to rounding only.
 
     MissingError where there is nothing to compile with.
     """
@@ -27,12 +29,17 @@ class CompiledStep:
         _need_compiler(model.head_weight.device)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
 
-        def step(ids: Tensor, position_ids: Tensor, seen: int) -> Tensor:
-            window = pool.window(0, position_ids, seen)
+        def step(ids: Tensor, position_ids: Tensor, seen: Tensor) -> Tensor:
+            window = pool.window(0, position_ids, len(seen))
             return model.head(model.hidden(ids, position_ids, window)[:, 0])
 
+        step.__code__ = step.__code__.replace()  # programs belong to a code object: another model's has its own
         self._model, self._pool = model, pool
-        self._step = torch.compile(step, dynamic=False)
+        options: dict[str, Any] = {
+            "cpp_wrapper": model.head_weight.device.type == "cpu",
+            "guard_filter_fn": _but_of_the_model,
+        }
+        self._step = torch.compile(step, dynamic=False, options=options)
 
     def rows(self, count: int) -> int:
         """How many rows a step for `count` computes."""
@@ -40,12 +47,19 @@ class CompiledStep:
 
     def __call__(self, ids: Tensor, position_ids: Tensor, seen: int) -> Tensor:
         """ids, position_ids: (B, 1), B of `rows`. seen: a bound of the positions, exclusive."""
-        keys = FEWEST_KEYS
-        while keys < seen:
-            keys *= 2
+        keys = pages(seen) * PAGE
         self._pool.prepare(len(ids), keys)
         self._model.rotary.looked_up(position_ids, self._model.head_weight.dtype, keys)  # its table grows outside
-        return self._step(ids, position_ids, keys)
+        length = torch.empty(keys, device="meta")
+        torch._dynamo.maybe_mark_dynamic(length, 0)
+        return self._step(ids, position_ids, length)
+
+
+def _but_of_the_model(guards: Sequence[Any]) -> list[bool]:
+    """Which of the things that a program was compiled for are looked at in every call. Of a model's layers none: they
+    stay as they are, and looking takes a tenth of a step. Its table of rotary angles grows.
+    """
+    return ["model" not in guard.name.split(".")[0] or "rotary" in guard.name for guard in guards]
 
 
 def _need_compiler(device: torch.device) -> None:

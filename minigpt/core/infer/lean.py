@@ -1,102 +1,48 @@
-"""Weights laid out for sampling: products that take the same input become one, and int8 ones on request.
+"""Weights laid out for sampling: products that take the same input become one, and in fewer bits on request.
 
 Both change a model in place and for good: it computes, and is not trained or saved any more.
-
-Shapes: M tokens · N outputs · K inputs.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.core.errors import UsageError
+from minigpt.core.infer.products import FP16, Fp16Linear, Int8Linear, Joined
 from minigpt.core.models.decoder import Block, Decoder
 
+Product = Callable[[Tensor], Tensor]  # of the last dimension with a matrix
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
-class Joined:
-    """x @ W.T for the rows of several matrices. No module: its weight is theirs, which have names in files."""
-
-    def __init__(self, weight: Tensor):
-        self.weight = weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
-
-
-class Int8Linear(nn.Module):
-    """x @ W.T with both sides in 8 bits: a scale a row of W, and a scale a token found anew in every call.
-
-    The product of integers is exact, so a token's result does not depend on the others (LLM.int8() without its
-    outliers: Dettmers et al., 2022, arXiv:2208.07339).
-
-    weight: (N, K) of any float type. packed: lay W out for FBGEMM, whose product also rounds x and scales the result;
-    None = where this build of torch has it. Otherwise these are steps around `torch._int_mm`.
-    """
-
-    steps: Tensor
-    scale: Tensor
-
-    def __init__(self, weight: Tensor, packed: bool | None = None):
-        super().__init__()
-        wide = weight.detach().float()
-        scale = wide.abs().amax(1).div_(127)  # (N,)
-        steps = (wide / scale[:, None]).nan_to_num_().round_().to(torch.int8)  # a row of zeros stays zeros
-        self.packed = _pack(steps, scale) if packed or (packed is None and FBGEMM is not None) else None
-        if self.packed is None:
-            self.register_buffer("steps", steps)
-            self.register_buffer("scale", scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., K). Returns (..., N) in x's type."""
-        flat = x.reshape(-1, x.shape[-1]).float()  # (M, K)
-        size = flat.abs().amax(-1, keepdim=True)  # a token of zeros divides by 0, and is scaled by it too
-        unit = flat / size
-        if self.packed is not None:
-            out = FBGEMM(unit, 1 / 127, 128, self.packed)
-        else:
-            steps = (unit * 127).round_().to(torch.int8)
-            out = torch._int_mm(steps, self.steps.t()) * self.scale * (1 / 127)
-        return out.mul_(size).view(*x.shape[:-1], -1).to(x.dtype)
-
-
-def _pack(steps: Tensor, scale: Tensor) -> Any:
-    """W in FBGEMM's layout. Unsigned steps of x around 128 are its signed ones."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # making quantized tensors is deprecated, and is the only way into this layout
-        zero = torch.zeros(len(scale), dtype=torch.long)
-        quantized = torch._make_per_channel_quantized_tensor(steps, scale.double(), zero, 0)
-        return torch.ops.quantized.linear_prepack(quantized, None)
-
-
-def _fbgemm() -> Any:
-    """Rounds its input to given steps, multiplies, scales. None where this build of torch does not have it."""
-    op = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
-    if op is None or "fbgemm" not in torch.backends.quantized.supported_engines:
-        return None
-    return getattr(op.default, "_op", op.default)  # without looking, at every call, for what only a compiler brings
-
-
-FBGEMM = _fbgemm()
-
-
-def int8(model: Decoder, packed: bool | None = None) -> None:
-    """Put every matrix but the embedding into 8 bits. packed: as for Int8Linear; a compiler sees through the other way.
+def int8(model: Decoder, packed: bool | None = None, compile: bool = False) -> None:
+    """Put every matrix but the embedding into 8 bits. packed, compile: as for Int8Linear.
 
     UsageError where there is no such product.
     """
-    if model.head_weight.device.type != "cpu":
-        raise UsageError("--quant int8 is for CPUs", fix="leave it out: a GPU is faster in 16 bits")
+    _replace(model, "int8", lambda weight: Int8Linear(weight, packed, compile))
 
-    def joined(module: nn.Module, names: Sequence[str]) -> Int8Linear:
-        made = Int8Linear(torch.cat([getattr(module, name).weight for name in names]), packed)
+
+def fp16(model: Decoder) -> None:
+    """Put every matrix but the embedding into 16 bits; what is computed with them stays in the model's own type.
+
+    UsageError where there is no such product.
+    """
+    if FP16 is None:
+        raise UsageError("--quant fp16 needs a torch with FBGEMM", fix="use --dtype float16")
+    _replace(model, "fp16", Fp16Linear)
+
+
+def _replace(model: Decoder, name: str, make: Callable[[Tensor], Product]) -> None:
+    if model.head_weight.device.type != "cpu":
+        raise UsageError(f"--quant {name} is for CPUs", fix="leave it out: a GPU is fast in --dtype bfloat16")
+
+    def joined(module: nn.Module, names: Sequence[str]) -> Product:
+        made = make(torch.cat([getattr(module, name).weight for name in names]))
         for name in names:
             delattr(module, name)
         return made
@@ -104,9 +50,9 @@ def int8(model: Decoder, packed: bool | None = None) -> None:
     for block in _blocks(model):
         attention, mlp = block.self_attn, block.mlp
         attention.fused, mlp.fused = joined(attention, QKV), joined(mlp, GATE_UP)
-        for module, name in ((attention, "o_proj"), (mlp, "down_proj")):
-            setattr(module, name, joined(module, [name]))
-    model.quantised_head = Int8Linear(model.head_weight, packed)
+        for module, matrix in ((attention, "o_proj"), (mlp, "down_proj")):
+            setattr(module, matrix, joined(module, [matrix]))
+    model.quantised_head = make(model.head_weight)
 
 
 def fuse(model: Decoder) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.core.data.tokenizer import Tokenizer
-from minigpt.core.errors import DataError
+from minigpt.core.errors import DataError, UsageError
 from minigpt.core.infer import lean
 from minigpt.core.infer.rope_scaling import apply as stretch
 from minigpt.core.models import folder
@@ -41,12 +41,14 @@ def load(
 ) -> Model:
     """Load a run directory (its newest step), a step directory or a Hugging Face folder.
 
-    quant: `int8` computes with 8-bit weights, on a CPU. rope_scaling: `yarn:4` makes the context four times as long.
+    quant: weights in fewer bits, on a CPU: `int8`, `fp16`. rope_scaling: `yarn:4` makes the context four times as long.
     compile: lay weights out for an Engine that compiles.
     DataError when files are missing, damaged or do not fit each other; UsageError for options that do not go together.
     """
     where = folder.resolve(str(path))
-    runtime = Runtime.open(device, "float32" if quant == "int8" and dtype == "auto" else dtype)
+    if quant == "fp16" and compile:
+        raise UsageError("--quant fp16 and --compile do not go together", fix="use --dtype float16 or --quant int8")
+    runtime = Runtime.open(device, "float32" if quant != "none" and dtype == "auto" else dtype)
     decoder, config = folder.load(where, device=runtime.device, dtype=runtime.dtype)
     tokenizer = Tokenizer.load(where)
     check_fit(decoder, tokenizer, where)
@@ -54,7 +56,9 @@ def load(
     if rope_scaling is not None:
         stretch(decoder, rope_scaling)
     if quant == "int8":
-        lean.int8(decoder, packed=False if compile else None)
+        lean.int8(decoder, compile=compile)
+    elif quant == "fp16":
+        lean.fp16(decoder)
     else:
         lean.fuse(decoder)
     decoder.requires_grad_(False)

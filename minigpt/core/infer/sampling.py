@@ -82,7 +82,6 @@ class SamplingParams:
             or self.presence_penalty
             or self.frequency_penalty
             or self.logit_bias
-            or self.min_tokens
             or self.form is not None
         )
 
@@ -139,11 +138,14 @@ def filtered(logits: Tensor, rows: Sequence[Asked]) -> Tensor:
 
     logits: (B, V) float32. Returns (B, V).
     """
-    if any(row.params.edits for row in rows):
+    early = [(i, id) for i, row in enumerate(rows) if len(row.ids) < row.params.min_tokens for id in row.ends]
+    if early or any(row.params.edits for row in rows):
         logits = logits.clone()
         for values, row in zip(logits, rows, strict=True):
             if row.params.edits:
                 edit(values, row)
+    if early:
+        logits[torch.tensor(early, device=logits.device).unbind(1)] = -torch.inf
     warm = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     if not warm:
         return logits
@@ -232,8 +234,6 @@ def edit(logits: Tensor, row: Asked) -> None:
         logits[seen] -= p.presence_penalty + p.frequency_penalty * often
     for id, bias in p.logit_bias.items():
         logits[id] += bias
-    if len(row.ids) < p.min_tokens:
-        logits[list(row.ends)] = -torch.inf
     row.constrain(logits)
 
 

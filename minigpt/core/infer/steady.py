@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.core.infer.lean import Joined
+from minigpt.core.infer.products import Joined
 from minigpt.core.models.decoder import Decoder
 
 FEWEST_ROWS = 4  # products of fewer rows often have kernels of their own

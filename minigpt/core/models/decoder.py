@@ -5,7 +5,7 @@ Shapes: B rows · T tokens · C hidden_size · V vocab_size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, cast
 
 import torch
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         self.model = Stack(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.quantised_head: nn.Module | None = None  # the head in fewer bits, for inference
+        self.quantised_head: Callable[[Tensor], Tensor] | None = None  # the head in fewer bits, for inference
         self.reset_parameters()
 
     @torch.no_grad()
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
         elif not entropy:
             nll = head_nll(self.head, tokens, flat, temperature)
         else:
-            raise ValueError("a model in 8 bits computes no entropy")
+            raise ValueError("a quantised model computes no entropy")
 
         def spill(values: Tensor) -> Tensor:
             return values.new_zeros(labels.numel()).index_copy(0, used, values).view(labels.shape)
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """hidden: (..., C). Returns logits (..., V) in float32."""
         if self.quantised_head is not None:
-            return cast(Tensor, self.quantised_head(hidden)).float()
+            return self.quantised_head(hidden).float()
         return F.linear(hidden, self.head_weight).float()
 
     def cache_specs(self) -> list[KV]:

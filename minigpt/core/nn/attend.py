@@ -135,12 +135,16 @@ def _cached(q: Tensor, k: Tensor, v: Tensor, seq: SeqInfo) -> Tensor:
     rows, heads, length, dim = q.shape
     kv, keys, dtype = k.shape[1], k.shape[2], q.dtype
     exact = torch.float32 if length < FEW_QUERIES and q.device.type == "cpu" else dtype
-    q, k, v = (x.to(exact) for x in (q, k, v))
+    if k.dtype != exact or dtype != exact:
+        q, k, v = (x.to(exact) for x in (q, k, v))
     q = q.reshape(rows * kv, heads // kv * length, dim)
     k, v = k.reshape(rows * kv, keys, dim), v.reshape(rows * kv, keys, dim)
     hidden = seq.hidden(keys, kv, heads // kv, exact)
     weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=dim**-0.5).softmax(-1)  # (B * K, G * T, S)
-    out = torch.bmm(weights[..., :KEYS], v[:, :KEYS])
-    for begin in range(KEYS, keys, KEYS):
-        out.baddbmm_(weights[..., begin : begin + KEYS], v[:, begin : begin + KEYS])
-    return out.view(rows, heads, length, dim).to(dtype)
+    if torch.compiler.is_compiling() or keys <= KEYS:  # a compiled program does not know the number of keys
+        out = torch.bmm(weights, v)
+    else:
+        out = torch.bmm(weights[..., :KEYS], v[:, :KEYS])
+        for begin in range(KEYS, keys, KEYS):
+            out.baddbmm_(weights[..., begin : begin + KEYS], v[:, begin : begin + KEYS])
+    return (out if exact == dtype else out.to(dtype)).view(rows, heads, length, dim)

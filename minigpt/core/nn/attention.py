@@ -56,12 +56,13 @@ class Attention(nn.Module):
         """
         both = self.heads + self.kv_heads
         if self.fused is not None:
-            heads = self.fused(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2K, D)
+            flat = self.fused(x)
         else:
-            heads = torch.cat([proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)], -1)
-            heads = heads.unflatten(-1, (-1, self.head_dim))
-        turned, v = heads[:, :, :both], heads[:, :, both:]
+            flat = torch.cat([proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)], -1)
+        heads = flat.view(*x.shape[:-1], both + self.kv_heads, self.head_dim)  # (B, T, H + 2K, D)
+        turned, v = heads.narrow(2, 0, both), heads.narrow(2, both, self.kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
-            turned = torch.cat((self.q_norm(turned[:, :, : self.heads]), self.k_norm(turned[:, :, self.heads :])), 2)
+            q, k = turned.narrow(2, 0, self.heads), turned.narrow(2, self.heads, self.kv_heads)
+            turned = torch.cat((self.q_norm(q), self.k_norm(k)), 2)
         turned = seq.rope(turned)
-        return turned[:, :, : self.heads], turned[:, :, self.heads :], v
+        return turned.narrow(2, 0, self.heads), turned.narrow(2, self.heads, self.kv_heads), v

@@ -99,10 +99,10 @@ class RotaryEmbedding:
         self._tables: dict[torch.dtype, Tensor] = {}
 
     def __call__(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """position_ids: (B, T). Returns cos, sin (B, T, D) in `dtype`, the first half of sin negated for `rotate`."""
+        """position_ids: (B, T). Returns cos, sin (B, T, 1, D) in `dtype`, half of sin negated as `rotate` wants it."""
         if self.inv_freq.device != position_ids.device:
             self.inv_freq = self.inv_freq.to(position_ids.device)
-        angle = position_ids[..., None].float() * self.inv_freq  # (B, T, D/2)
+        angle = position_ids[..., None, None].float() * self.inv_freq  # (B, T, 1, D/2)
         cos, sin = angle.cos() * self.attention_factor, angle.sin() * self.attention_factor
         return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
@@ -117,15 +117,14 @@ class RotaryEmbedding:
             for begin in range(have, end, TABLE):
                 positions = torch.arange(begin, begin + TABLE, device=position_ids.device)[None]
                 blocks.append(torch.cat(self(positions, dtype), dim=-1)[0])
-            table = self._tables[dtype] = torch.cat(blocks)  # (P, 2D)
+            table = self._tables[dtype] = torch.cat(blocks)  # (P, 1, 2D)
         assert table is not None
         cos, sin = table[position_ids].chunk(2, dim=-1)
         return cos, sin
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + D/2}) by its angle. x: (B, T, H, D). cos, sin: (B, T, D) of RotaryEmbedding."""
-    cos, sin = cos[:, :, None], sin[:, :, None]
+    """Turn each pair (x_i, x_{i + D/2}) by its angle. x: (B, T, H, D). cos, sin: (B, T, 1, D) of RotaryEmbedding."""
     return _Rotate.apply(x, cos, sin) if x.requires_grad else _turn(x, cos, sin, 1)
 
 

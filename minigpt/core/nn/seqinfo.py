@@ -162,7 +162,7 @@ class SeqInfo:
     """One forward's rows.
 
     position_ids: (B, T). Without a cache every 0 begins a document that sees nothing before it.
-    cos, sin: (B, T, D) of these positions in the model's dtype, as `rotate` takes them.
+    cos, sin: (B, T, 1, D) of these positions in the model's dtype, as `rotate` takes them.
     cached: keys and values come from a cache; a query sees the keys up to its own position.
     documents: the plan of packed rows; None when SDPA computes them.
     mask: (B, 1, T, T) True where a query may look; None when every row is one document.
@@ -174,7 +174,7 @@ class SeqInfo:
     cached: bool = False
     documents: DocumentPlan | None = None
     mask: Tensor | None = None
-    _hidden: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+    _hidden: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def packed(
@@ -199,8 +199,10 @@ class SeqInfo:
         return cls(position_ids, *rope.looked_up(position_ids, dtype, end), cached=True)
 
     def hidden(self, keys: int, kv_heads: int, groups: int, dtype: torch.dtype) -> Tensor:
-        """-inf where a query must not look among S cached keys, else 0: (B * K, G * T or 1, S). Made once a forward."""
-        key = (keys, kv_heads, groups, dtype)
+        """-inf where a query must not look among S cached keys, else 0: (B * K, G * T or 1, S). Made once a forward,
+        in which S is the same for all layers.
+        """
+        key = (kv_heads, groups, dtype)
         if key not in self._hidden:
             rows, length = self.position_ids.shape
             at = torch.arange(keys, device=self.position_ids.device)

@@ -9,13 +9,15 @@ from minigpt.core.data.batch import Batch
 from minigpt.core.errors import UsageError
 from minigpt.core.infer import lean
 from minigpt.core.infer.engine import Engine
+from minigpt.core.infer.products import FEW_INT8, FP16, Fp16Linear, Int8Linear
 from minigpt.core.infer.sampling import SamplingParams
 from minigpt.core.infer.steady import COUNTS, FEWEST_ROWS, steady_rows
 from minigpt.core.models import model_types
 from tests.conftest import tiny
 
 ARCHITECTURES = model_types()
-PACKED = [False, pytest.param(True, marks=pytest.mark.skipif(lean.FBGEMM is None, reason="this build has no FBGEMM"))]
+PACKED = [False, pytest.param(True, marks=pytest.mark.skipif(FEW_INT8 is None, reason="this build has no FBGEMM"))]
+needs_fp16 = pytest.mark.skipif(FP16 is None, reason="this build has no FBGEMM")
 
 
 def logits(model, ids: torch.Tensor) -> torch.Tensor:
@@ -29,7 +31,7 @@ def test_int8_is_the_product_of_rounded_numbers(packed):
     torch.manual_seed(0)
     weight, x = torch.randn(70, 130), torch.randn(3, 5, 130) * torch.tensor([1e-4, 1.0, 1e4])[:, None, None]
     weight[4], x[1, 2] = 0, 0
-    got = lean.Int8Linear(weight, packed)(x)
+    got = Int8Linear(weight, packed)(x)
     scale, size = weight.abs().amax(1, keepdim=True), x.abs().amax(-1, keepdim=True)
     rounded = (weight / (scale / 127)).nan_to_num().round().double() * scale / 127
     steps = (x / size * 127).nan_to_num().round().double() * size / 127
@@ -45,9 +47,39 @@ def test_int8_is_the_product_of_rounded_numbers(packed):
 def test_int8_rows_do_not_depend_on_each_other(packed):
     """To the bit, for any number of rows."""
     torch.manual_seed(0)
-    layer, x = lean.Int8Linear(torch.randn(96, 64), packed), torch.randn(70, 64) * torch.rand(70, 1) * 10
+    layer, x = Int8Linear(torch.randn(96, 64), packed), torch.randn(70, 64) * torch.rand(70, 1) * 10
+    _alike(layer, x)
+
+
+@pytest.mark.skipif(FEW_INT8 is None, reason="this build has no FBGEMM")
+@pytest.mark.parametrize("shape", [(96, 64), (70, 130), (33, 512)])
+def test_int8_kernels_give_the_same_bits(shape):
+    """Of few rows, of many, and of the plain product of integers; ties between two steps included."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(shape), torch.randn(70, shape[1])
+    x[:, 1:] = (x[:, 1:] * 20).round() + 0.5
+    x[:, 0] = 127
+    fast, plain = Int8Linear(weight, True), Int8Linear(weight, False)
+    for rows in (1, 5, 70):
+        assert torch.equal(fast(x[:rows]), plain(x[:rows]))
+
+
+@needs_fp16
+def test_fp16_is_the_product_of_rounded_weights():
+    """Within 1e-5 of the largest number of a product in float64; rows do not depend on each other, to the bit."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(96, 64), torch.randn(70, 64)
+    layer = Fp16Linear(weight)
+    want = x.double() @ weight.half().double().t()
+    assert (layer(x) - want).abs().max() <= 1e-5 * want.abs().max()
+    assert torch.equal(layer(x.view(7, 10, 64)), layer(x).view(7, 10, 96))
+    _alike(layer, x)
+
+
+def _alike(layer, x: torch.Tensor) -> None:
+    """Rows have the bits that they have alone. x: (70, K)."""
     alone = torch.cat([layer(row[None]) for row in x])
-    for rows in (*range(1, 20), 31, 32, 33, 64, 70):
+    for rows in (*range(1, 26), 31, 32, 33, 64, 70):
         assert torch.equal(layer(x[:rows]), alone[:rows])
 
 
@@ -63,8 +95,18 @@ def test_int8_model(arch, packed):
     batch = Batch(ids[None, :-1], ids[None, 1:], torch.arange(49)[None], torch.zeros(1, 49, dtype=torch.long), None, 49)
     nll = model(batch).nll[0]
     assert torch.allclose(nll, -got[:-1].log_softmax(-1)[torch.arange(49), ids[1:]], rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="8 bits"):
+    with pytest.raises(ValueError, match="quantised"):
         model(batch, want=("nll", "entropy"))
+
+
+@needs_fp16
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_fp16_model(arch):
+    """Logits within a thousandth of their size, where 8 bits are off by some hundredths."""
+    model, ids = tiny(arch), torch.arange(40, 90)
+    want = logits(model, ids)
+    lean.fp16(model)
+    assert 0 < (logits(model, ids) - want).norm() / want.norm() <= 1e-3
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -122,7 +164,7 @@ def test_compiled_is_eager(quant, paged):
             return "".join(chr(i + 200) for i in ids)
 
     model = tiny("qwen3", max_position_embeddings=1024)
-    (lean.int8(model, packed=False) if quant == "int8" else lean.fuse(model))
+    (lean.int8(model, compile=True) if quant == "int8" else lean.fuse(model))
     options = {"paged": True, "cache_tokens": 4096} if paged else {}
     eager = Engine(model, Letters()).generate(given, params)
     compiled = Engine(model, Letters(), compile=True, **options).generate(given, params)

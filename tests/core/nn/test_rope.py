@@ -103,6 +103,6 @@ def test_rotation_gradient():
     torch.manual_seed(0)
     x = torch.randn(1, 4, 2, 6, dtype=torch.float64, requires_grad=True)
     angle = torch.randn(1, 4, 3, dtype=torch.float64)
-    cos = torch.cat((angle.cos(), angle.cos()), -1)
-    sin = torch.cat((-angle.sin(), angle.sin()), -1)
+    cos = torch.cat((angle.cos(), angle.cos()), -1)[:, :, None]
+    sin = torch.cat((-angle.sin(), angle.sin()), -1)[:, :, None]
     assert torch.autograd.gradcheck(lambda t: rotate(t, cos, sin), (x,))

@@ -1,0 +1,156 @@
+"""Matrix products for sampling on a CPU: several at once, 8-bit and 16-bit weights.
+
+A row's bits never depend on how many rows there are: integers add up exactly in any order, and each of the kernels that
+take turns rounds the same numbers the same way.
+
+Shapes: M tokens · N outputs · K inputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+import weakref
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LARGEST = torch.finfo(torch.float32).max  # steps a unit: a token of zeros stays one
+FEW_COMPILED = 4  # rows below which FBGEMM is worth a call out of a compiled program
+MANY = 24  # rows from which oneDNN's product of integers is the faster one
+
+FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
+FEW_INT8: Any = getattr(torch, "fbgemm_linear_int8_weight_fp32_activation", None) if FBGEMM else None
+MANY_INT8: Any = torch.ops.onednn.qlinear_pointwise.default if FBGEMM and torch.backends.mkldnn.is_available() else None
+FP16: Any = torch.ops.quantized.linear_dynamic_fp16.default if FBGEMM else None  # None = not in this build of torch
+
+
+class Joined:
+    """x @ W.T for the rows of several matrices. No module: its weight is theirs, which have names in files."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class Int8Linear:
+    """x @ W.T with both sides in 8 bits: a scale a row of W, and a scale a token found anew in every call.
+
+    LLM.int8() without its outliers (Dettmers et al., 2022, arXiv:2208.07339).
+
+    weight: (N, K) of any float type. packed: lay W out for FBGEMM and oneDNN; None = where this build of torch has
+    them. Otherwise `torch._int_mm` multiplies, and it does so in a compiled program.
+    """
+
+    def __init__(self, weight: Tensor, packed: bool | None = None, compile: bool = False):
+        wide = weight.detach().float()
+        size = wide.abs().amax(1) / 127  # (N,)
+        steps = (wide / size[:, None]).nan_to_num_().round_().to(torch.int8)  # a row of zeros stays zeros
+        self.scale = size / 127  # with that of x
+        self.steps_a_side = torch.tensor(127.0)
+        few = packed or (packed is None and FEW_INT8 is not None)
+        self.few = _FewRows(steps) if few else None
+        self.many = _ManyRows(steps, self.scale) if few and MANY_INT8 is not None else None
+        self.steps = None if few and not compile else steps
+        self.number = next(_numbers)
+        _layers[self.number] = self
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (..., K). Returns (..., N) in x's type."""
+        flat = x.reshape(-1, x.shape[-1])  # (M, K)
+        if x.dtype != torch.float32:
+            flat = flat.float()
+        size = flat.abs().amax(-1, True)
+        steps = (flat * (self.steps_a_side / size).clamp_max_(LARGEST)).round_()
+        if not torch.compiler.is_compiling():
+            out = self.product(steps)
+        elif self.few is not None and steps.shape[0] < FEW_COMPILED:
+            out = torch.ops.minigpt.int8_product(steps, self.number, self.scale.shape[0])
+        else:
+            out = self._plain(steps)
+        out = out.mul_(size).view(*x.shape[:-1], -1)
+        return out if x.dtype == torch.float32 else out.to(x.dtype)
+
+    def product(self, steps: Tensor) -> Tensor:
+        """steps: (M, K) whole numbers from -127 to 127 in float32. Returns (M, N), with W's scales."""
+        if self.few is None:
+            return self._plain(steps)
+        if self.many is not None and steps.shape[0] >= MANY:
+            return self.many(steps)
+        return self.few(steps).mul_(self.scale)
+
+    def _plain(self, steps: Tensor) -> Tensor:
+        assert self.steps is not None, "laid out for FBGEMM alone"
+        return torch._int_mm(steps.to(torch.int8), self.steps.t()) * self.scale
+
+
+_library = torch.library.Library("minigpt", "DEF")  # a compiler cannot look into packed weights, only call
+_library.define("int8_product(Tensor steps, int number, int outputs) -> Tensor")
+_numbers = itertools.count()
+_layers: weakref.WeakValueDictionary[int, Int8Linear] = weakref.WeakValueDictionary()
+
+
+@torch.library.impl(_library, "int8_product", "CPU")
+def _int8_product(steps: Tensor, number: int, outputs: int) -> Tensor:
+    return _layers[number].product(steps)
+
+
+@torch.library.register_fake("minigpt::int8_product")
+def _int8_product_shape(steps: Tensor, number: int, outputs: int) -> Tensor:
+    return steps.new_empty(steps.shape[0], outputs)
+
+
+class _FewRows:
+    """Products of whole numbers by FBGEMM. (Its newer operation takes 12 microseconds more to be called.)
+
+    It rounds its input to 255 steps between the least and the largest number: two more inputs, which meet no weight,
+    hold these at -128 and 127, so that a step is 1.
+    """
+
+    def __init__(self, steps: Tensor):
+        padded = F.pad(steps, (0, 2))
+        self.shape = padded[:1, :1].expand(padded.shape)  # of W; its numbers are in the packed one
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # both operations are deprecated, with nothing as fast in their place
+            self.packed = torch.fbgemm_pack_quantized_matrix(padded)
+            self.sums = steps.sum(1, dtype=torch.int32)
+            self.bias = torch.zeros(len(steps))
+            self.ends = torch.tensor([[-128.0, 127.0]])
+            self(torch.zeros(1, steps.shape[1]))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (M, K) whole numbers from -127 to 127 in float32. Returns (M, N) float32."""
+        x = torch.cat((x, self.ends.expand(x.shape[0], 2)), 1)
+        return FEW_INT8(x, self.shape, self.packed, self.sums, 1.0, 0, self.bias)
+
+
+class _ManyRows:
+    """The same by oneDNN, scaled."""
+
+    def __init__(self, steps: Tensor, scale: Tensor):
+        self.packed = torch.ops.onednn.qlinear_prepack(steps, None)
+        self.scale, self.zeros = scale, torch.zeros(len(scale), dtype=torch.int32)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        steps = x.to(torch.int8)
+        return MANY_INT8(
+            steps, 1.0, 0, self.packed, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+
+class Fp16Linear:
+    """x @ W.T with W in float16; x, sums and results are float32. Made for few rows, which wait for W to be read.
+
+    weight: (N, K) of any float type, no number beyond float16's 65,504.
+    """
+
+    def __init__(self, weight: Tensor):
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float().contiguous(), None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (..., K). Returns (..., N) in x's type."""
+        return FP16(x, self.packed) if x.dtype == torch.float32 else FP16(x.float(), self.packed).to(x.dtype)

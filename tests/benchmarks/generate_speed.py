@@ -53,7 +53,7 @@ HF, CPP = "transformers", "llama.cpp"
 PAIRS = [
     (ours(1, "bfloat16"), Block(HF, 1, "bfloat16"), 2.5),
     (ours(1, quant="fp16"), Block(HF, 1, "bfloat16"), 2.5),
-    (ours(1, "float16", compile=True), Block(HF, 1, "bfloat16"), 2.5),
+    (ours(1, quant="fp16", compile=True), Block(HF, 1, "bfloat16"), 2.5),
     (ours(1, quant="int8"), Block(HF, 1), 4.0),
     (ours(1, quant="int8", compile=True), Block(HF, 1), 4.0),
     (ours(8, quant="int8"), Block(HF, 8), 2.5),

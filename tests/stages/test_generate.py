@@ -93,10 +93,11 @@ def test_form_and_thought(runs):
 
 
 def test_quant_and_scaling(runs):
-    """8 bits answer; a longer context takes a prompt that was too long; wrong values exit with 2 and name the flag."""
+    """Fewer bits answer; a longer context takes a prompt that was too long; wrong values exit with 2 and name the flag."""
     long = "the quick brown fox " * 60
-    code, out, _ = run_cli("generate", "-m", runs / "base", "-p", "the", "--quant", "int8", "--temperature", "0")
-    assert code == 0 and rows(out)[0]["tokens"] > 0
+    for quant in ("int8", "fp16"):
+        code, answer, _ = run_cli("generate", "-m", runs / "base", "-p", "the", "--quant", quant, "--temperature", "0")
+        assert code == 0 and rows(answer)[0]["tokens"] > 0
     code, _, err = run_cli("generate", "-m", runs / "base", "-p", long)
     assert code == 3 and "context is 128" in err
     code, out, _ = run_cli("generate", "-m", runs / "base", "-p", long, "--rope-scaling", "yarn:8", "--max-tokens", "3")

@@ -34,7 +34,7 @@ class CompiledStep:
             return model.head(model.hidden(ids, position_ids, window)[:, 0])
 
         step.__code__ = step.__code__.replace()  # programs belong to a code object: another model's has its own
-        self._model, self._pool = model, pool
+        self._model, self._pool, self._dtype = model, pool, model.head_weight.dtype
         options: dict[str, Any] = {
             "cpp_wrapper": model.head_weight.device.type == "cpu",
             "guard_filter_fn": _but_of_the_model,
@@ -48,18 +48,19 @@ class CompiledStep:
     def __call__(self, ids: Tensor, position_ids: Tensor, seen: int) -> Tensor:
         """ids, position_ids: (B, 1), B of `rows`. seen: a bound of the positions, exclusive."""
         keys = pages(seen) * PAGE
-        self._pool.prepare(len(ids), keys)
-        self._model.rotary.looked_up(position_ids, self._model.head_weight.dtype, keys)  # its table grows outside
+        self._pool.prepare(ids.shape[0], keys)
+        self._model.rotary.table(ids.device, self._dtype, keys)  # it grows outside of the program
         length = torch.empty(keys, device="meta")
         torch._dynamo.maybe_mark_dynamic(length, 0)
         return self._step(ids, position_ids, length)
 
 
 def _but_of_the_model(guards: Sequence[Any]) -> list[bool]:
-    """Which of the things that a program was compiled for are looked at in every call. Of a model's layers none: they
-    stay as they are, and looking takes a tenth of a step. Its table of rotary angles grows.
+    """Which of the things that a program was compiled for are looked at in every call. No modules and none of a model's
+    layers: they stay as they are, and looking takes a tenth of a step. Its table of rotary angles grows.
     """
-    return ["model" not in guard.name.split(".")[0] or "rotary" in guard.name for guard in guards]
+    fixed = (guard.name.startswith("G[") or "model" in guard.name.split(".")[0] for guard in guards)
+    return [not (settled and "rotary" not in guard.name) for settled, guard in zip(fixed, guards, strict=True)]
 
 
 def _need_compiler(device: torch.device) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.core.data.tokenizer import Tokenizer
-from minigpt.core.errors import DataError, UsageError
+from minigpt.core.errors import DataError
 from minigpt.core.infer import lean
 from minigpt.core.infer.rope_scaling import apply as stretch
 from minigpt.core.models import folder
@@ -46,8 +46,6 @@ def load(
     DataError when files are missing, damaged or do not fit each other; UsageError for options that do not go together.
     """
     where = folder.resolve(str(path))
-    if quant == "fp16" and compile:
-        raise UsageError("--quant fp16 and --compile do not go together", fix="use --dtype float16 or --quant int8")
     runtime = Runtime.open(device, "float32" if quant != "none" and dtype == "auto" else dtype)
     decoder, config = folder.load(where, device=runtime.device, dtype=runtime.dtype)
     tokenizer = Tokenizer.load(where)

@@ -37,7 +37,40 @@ class Joined:
         return F.linear(x, self.weight)
 
 
-class Int8Linear:
+class Packed:
+    """Weights in a layout that a compiler cannot look into: a compiled program can only call their product."""
+
+    def __init__(self, outputs: int):
+        self.number, self.outputs = next(_numbers), outputs
+        _packed[self.number] = self
+
+    def product(self, x: Tensor) -> Tensor:
+        """x: (M, K) float32. Returns (M, N) float32."""
+        raise NotImplementedError
+
+    def called(self, x: Tensor) -> Tensor:
+        """The same, out of a compiled program."""
+        out: Tensor = torch.ops.minigpt.packed_product(x, self.number, self.outputs)
+        return out
+
+
+_numbers = itertools.count()
+_packed: weakref.WeakValueDictionary[int, Packed] = weakref.WeakValueDictionary()
+_library = torch.library.Library("minigpt", "DEF")
+_library.define("packed_product(Tensor x, int number, int outputs) -> Tensor")
+
+
+@torch.library.impl(_library, "packed_product", "CPU")
+def _packed_product(x: Tensor, number: int, outputs: int) -> Tensor:
+    return _packed[number].product(x)
+
+
+@torch.library.register_fake("minigpt::packed_product")
+def _packed_product_shape(x: Tensor, number: int, outputs: int) -> Tensor:
+    return x.new_empty(x.shape[0], outputs)
+
+
+class Int8Linear(Packed):
     """x @ W.T with both sides in 8 bits: a scale a row of W, and a scale a token found anew in every call.
 
     LLM.int8() without its outliers (Dettmers et al., 2022, arXiv:2208.07339).
@@ -47,17 +80,17 @@ class Int8Linear:
     """
 
     def __init__(self, weight: Tensor, packed: bool | None = None, compile: bool = False):
+        super().__init__(len(weight))
         wide = weight.detach().float()
         size = wide.abs().amax(1) / 127  # (N,)
         steps = (wide / size[:, None]).nan_to_num_().round_().to(torch.int8)  # a row of zeros stays zeros
         self.scale = size / 127  # with that of x
         self.steps_a_side = torch.tensor(127.0)
+        self.compile = compile
         few = packed or (packed is None and FEW_INT8 is not None)
         self.few = _FewRows(steps) if few else None
         self.many = _ManyRows(steps, self.scale) if few and MANY_INT8 is not None else None
         self.steps = None if few and not compile else steps
-        self.number = next(_numbers)
-        _layers[self.number] = self
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (..., K). Returns (..., N) in x's type."""
@@ -66,17 +99,17 @@ class Int8Linear:
             flat = flat.float()
         size = flat.abs().amax(-1, True)
         steps = (flat * (self.steps_a_side / size).clamp_max_(LARGEST)).round_()
-        if not torch.compiler.is_compiling():
+        if not (self.compile and torch.compiler.is_compiling()):
             out = self.product(steps)
         elif self.few is not None and steps.shape[0] < FEW_COMPILED:
-            out = torch.ops.minigpt.int8_product(steps, self.number, self.scale.shape[0])
+            out = self.called(steps)
         else:
             out = self._plain(steps)
         out = out.mul_(size).view(*x.shape[:-1], -1)
         return out if x.dtype == torch.float32 else out.to(x.dtype)
 
     def product(self, steps: Tensor) -> Tensor:
-        """steps: (M, K) whole numbers from -127 to 127 in float32. Returns (M, N), with W's scales."""
+        """steps: (M, K) whole numbers from -127 to 127 in float32. Returns (M, N) float32, with W's scales."""
         if self.few is None:
             return self._plain(steps)
         if self.many is not None and steps.shape[0] >= MANY:
@@ -86,22 +119,6 @@ class Int8Linear:
     def _plain(self, steps: Tensor) -> Tensor:
         assert self.steps is not None, "laid out for FBGEMM alone"
         return torch._int_mm(steps.to(torch.int8), self.steps.t()) * self.scale
-
-
-_library = torch.library.Library("minigpt", "DEF")  # a compiler cannot look into packed weights, only call
-_library.define("int8_product(Tensor steps, int number, int outputs) -> Tensor")
-_numbers = itertools.count()
-_layers: weakref.WeakValueDictionary[int, Int8Linear] = weakref.WeakValueDictionary()
-
-
-@torch.library.impl(_library, "int8_product", "CPU")
-def _int8_product(steps: Tensor, number: int, outputs: int) -> Tensor:
-    return _layers[number].product(steps)
-
-
-@torch.library.register_fake("minigpt::int8_product")
-def _int8_product_shape(steps: Tensor, number: int, outputs: int) -> Tensor:
-    return steps.new_empty(steps.shape[0], outputs)
 
 
 class _FewRows:
@@ -142,15 +159,22 @@ class _ManyRows:
         )
 
 
-class Fp16Linear:
+class Fp16Linear(Packed):
     """x @ W.T with W in float16; x, sums and results are float32. Made for few rows, which wait for W to be read.
 
     weight: (N, K) of any float type, no number beyond float16's 65,504.
     """
 
     def __init__(self, weight: Tensor):
-        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float().contiguous(), None)
+        super().__init__(len(weight))
+        self.weight = torch.ops.quantized.linear_prepack_fp16(weight.detach().float().contiguous(), None)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (..., K). Returns (..., N) in x's type."""
-        return FP16(x, self.packed) if x.dtype == torch.float32 else FP16(x.float(), self.packed).to(x.dtype)
+        if torch.compiler.is_compiling():
+            return self.called(x.reshape(-1, x.shape[-1]).float()).view(*x.shape[:-1], -1).to(x.dtype)
+        return self.product(x) if x.dtype == torch.float32 else self.product(x.float()).to(x.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        out: Tensor = FP16(x, self.weight)
+        return out

@@ -110,17 +110,20 @@ class RotaryEmbedding:
         """The same from a table, for positions below `end`: one operation, and the same bits for a position wherever it
         stands. (A CPU computes the last cosines of a tensor one by one, and rounds them differently.)
         """
+        cos, sin = self.table(position_ids.device, dtype, end)[position_ids].chunk(2, dim=-1)
+        return cos, sin
+
+    def table(self, device: torch.device, dtype: torch.dtype, end: int) -> Tensor:
+        """cos and sin of every position below `end` and some more, (P, 1, 2D). It is kept, and grows."""
         table = self._tables.get(dtype)
-        have = 0 if table is None or table.device != position_ids.device else len(table)
-        if have < end:
+        have = 0 if table is None or table.device != device else table.shape[0]
+        if table is None or have < end:
             blocks = [] if table is None or not have else [table]
             for begin in range(have, end, TABLE):
-                positions = torch.arange(begin, begin + TABLE, device=position_ids.device)[None]
+                positions = torch.arange(begin, begin + TABLE, device=device)[None]
                 blocks.append(torch.cat(self(positions, dtype), dim=-1)[0])
-            table = self._tables[dtype] = torch.cat(blocks)  # (P, 1, 2D)
-        assert table is not None
-        cos, sin = table[position_ids].chunk(2, dim=-1)
-        return cos, sin
+            table = self._tables[dtype] = torch.cat(blocks)
+        return table
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ from minigpt.core.errors import UsageError
 from minigpt.core.infer import lean
 from minigpt.core.infer.cache import Pages
 from minigpt.core.infer.engine import CHUNK, Engine
+from minigpt.core.infer.products import FP16
 from minigpt.core.infer.sampling import SamplingParams
 from minigpt.core.models import folder, model_types
 from tests.conftest import tiny
 
 ARCHITECTURES = model_types()
+needs_fbgemm = pytest.mark.skipif(FP16 is None, reason="this build has no FBGEMM")
 
 
 class Letters:
@@ -257,14 +259,14 @@ def any_requests(seed: int, count: int) -> list[tuple[list[int], SamplingParams]
     return asked
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", pytest.param("fp16", marks=needs_fbgemm)])
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_the_same_text_at_any_load(load, dtype, seed):
     """Requests submitted at random moments, some cancelled: ids, text and log-probabilities to the bit as alone."""
     model = tiny("qwen3", max_position_embeddings=512)
     model = model.bfloat16() if dtype == "bfloat16" else model
-    (lean.int8 if dtype == "int8" else lean.fuse)(model)
+    {"int8": lean.int8, "fp16": lean.fp16}.get(dtype, lean.fuse)(model)
     asked = any_requests(seed, 24)
     asked = [(prompt, replace(params, logprobs=True)) for prompt, params in asked]
     alone = []

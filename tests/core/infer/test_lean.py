@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -149,7 +151,7 @@ def test_steady_rows_are_steady(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize("quant", ["none", "int8", pytest.param("fp16", marks=needs_fp16)])
 @pytest.mark.parametrize("paged", [False, True])
 def test_compiled_is_eager(quant, paged):
     """The same greedy tokens, over several shapes."""
@@ -164,7 +166,7 @@ def test_compiled_is_eager(quant, paged):
             return "".join(chr(i + 200) for i in ids)
 
     model = tiny("qwen3", max_position_embeddings=1024)
-    (lean.int8(model, compile=True) if quant == "int8" else lean.fuse(model))
+    {"none": lean.fuse, "int8": partial(lean.int8, compile=True), "fp16": lean.fp16}[quant](model)
     options = {"paged": True, "cache_tokens": 4096} if paged else {}
     eager = Engine(model, Letters()).generate(given, params)
     compiled = Engine(model, Letters(), compile=True, **options).generate(given, params)

@@ -93,7 +93,7 @@ def test_form_and_thought(runs):
 
 
 def test_quant_and_scaling(runs):
-    """Fewer bits answer; a longer context takes a prompt that was too long; wrong values exit with 2 and name the flag."""
+    """Fewer bits answer; a longer context takes a longer prompt; wrong values exit with 2 and name the flag."""
     long = "the quick brown fox " * 60
     for quant in ("int8", "fp16"):
         code, answer, _ = run_cli("generate", "-m", runs / "base", "-p", "the", "--quant", quant, "--temperature", "0")

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from minigpt.core.errors import MissingError
-from minigpt.core.infer.cache import PAGE, Pool, pages
+from minigpt.core.infer.cache import PAGE, Pool, Slots, pages
 from minigpt.core.models.decoder import Decoder
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 512)
+FEWEST_KEYS = 256  # of pages
 SHAPES = 64  # that are kept; torch's own limit is for programs that compile by mistake
 
 
 class CompiledStep:
     """The logits of the next token, (B, V), for rows 0 … B of a cache.
 
-    Rows are rounded up to steps of about two; one program serves any number of keys. Operations between products
-    become one, so a row's bits may depend on how many there are: the same text at any load holds to rounding only.
+    Rows are rounded up to steps of about two; in slots one program serves any number of keys. Operations between
+    products become one, so a row's bits may depend on how many there are: the same text at any load holds to rounding
+    only.
 
     MissingError where there is nothing to compile with.
     """
@@ -48,6 +50,8 @@ class CompiledStep:
     def __call__(self, ids: Tensor, position_ids: Tensor, seen: int) -> Tensor:
         """ids, position_ids: (B, 1), B of `rows`. seen: a bound of the positions, exclusive."""
         keys = pages(seen) * PAGE
+        if not isinstance(self._pool, Slots):  # tables of pages become a part of the program: few lengths of them
+            keys = max(FEWEST_KEYS, 1 << (keys - 1).bit_length())
         self._pool.prepare(ids.shape[0], keys)
         self._model.rotary.table(ids.device, self._dtype, keys)  # it grows outside of the program
         length = torch.empty(keys, device="meta")

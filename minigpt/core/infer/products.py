@@ -8,9 +8,11 @@ Shapes: M tokens · N outputs · K inputs.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,7 +84,7 @@ class Int8Linear(Packed):
     def __init__(self, weight: Tensor, packed: bool | None = None, compile: bool = False):
         super().__init__(len(weight))
         wide = weight.detach().float()
-        size = wide.abs().amax(1) / 127  # (N,)
+        size = wide.abs().amax(1) / weight_steps()  # (N,)
         steps = (wide / size[:, None]).nan_to_num_().round_().to(torch.int8)  # a row of zeros stays zeros
         self.scale = size / 127  # with that of x
         self.steps_a_side = torch.tensor(127.0)
@@ -119,6 +121,22 @@ class Int8Linear(Packed):
     def _plain(self, steps: Tensor) -> Tensor:
         assert self.steps is not None, "laid out for FBGEMM alone"
         return torch._int_mm(steps.to(torch.int8), self.steps.t()) * self.scale
+
+
+@functools.cache
+def weight_steps() -> int:
+    """Steps of a weight on either side of zero, so many that the kernels of this CPU add up exactly.
+
+    Without VNNI they add products of two bytes in pairs in 16 bits, where twice 255 * 127 does not fit, but 255 * 63.
+    """
+    most = torch.full((16, 64), 127, dtype=torch.int8)
+    kernels: list[Callable[[Tensor], Tensor]] = [lambda x: torch._int_mm(x.to(torch.int8), most.t())]
+    if FEW_INT8 is not None:
+        kernels.append(_FewRows(most))
+    if MANY_INT8 is not None:
+        kernels.append(_ManyRows(most, torch.ones(len(most))))
+    x = torch.full((MANY, 64), 127.0)
+    return 127 if all((kernel(x) == 127 * 127 * 64).all() for kernel in kernels) else 63
 
 
 class _FewRows:

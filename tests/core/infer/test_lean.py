@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -9,7 +13,7 @@ import torch
 
 from minigpt.core.data.batch import Batch
 from minigpt.core.errors import UsageError
-from minigpt.core.infer import lean
+from minigpt.core.infer import lean, products
 from minigpt.core.infer.engine import Engine
 from minigpt.core.infer.products import FEW_INT8, FP16, Fp16Linear, Int8Linear
 from minigpt.core.infer.sampling import SamplingParams
@@ -64,6 +68,46 @@ def test_int8_kernels_give_the_same_bits(shape):
     fast, plain = Int8Linear(weight, True), Int8Linear(weight, False)
     for rows in (1, 5, 70):
         assert torch.equal(fast(x[:rows]), plain(x[:rows]))
+
+
+@pytest.mark.parametrize("packed", PACKED)
+def test_int8_with_fewer_steps(packed, monkeypatch):
+    """Where products in 16 bits overflow with 127 steps of a weight there are 63, which are as exact."""
+    monkeypatch.setattr(products, "weight_steps", lambda: 63)
+    torch.manual_seed(0)
+    weight, x = torch.randn(70, 130), torch.randn(9, 130)
+    scale, size = weight.abs().amax(1, keepdim=True) / 63, x.abs().amax(-1, keepdim=True) / 127
+    want = (x / size).round().double() * size @ ((weight / scale).round().double() * scale).t()
+    assert (Int8Linear(weight, packed)(x) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+OLDER = """
+import torch
+from minigpt.core.infer.products import Int8Linear, weight_steps
+torch.manual_seed(0)
+weight, x = torch.randn(96, 512), torch.randn(70, 512)
+scale, size = weight.abs().amax(1, keepdim=True) / weight_steps(), x.abs().amax(-1, keepdim=True) / 127
+want = (x / size).round().double() * size @ ((weight / scale).round().double() * scale).t()
+assert (Int8Linear(weight, False)(x) - want).abs().max() <= 1e-5 * want.abs().max()
+print(weight_steps())
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="about processors of that family")
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_int8_on_older_processors(isa):
+    """Kernels of a CPU without VNNI: a bit less of every weight, and exact."""
+    env = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", OLDER], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["63"]
+
+
+def test_kernels_that_overflow_are_noticed(monkeypatch):
+    """A kernel that is off for the largest numbers costs a bit of every weight."""
+    assert products.weight_steps() in (63, 127)
+    monkeypatch.setattr(torch, "_int_mm", lambda x, w: torch.full((len(x), w.shape[1]), 32767 * 32))
+    assert products.weight_steps.__wrapped__() == 63
 
 
 @needs_fp16

@@ -58,7 +58,9 @@ class Pool(Protocol):
         ...
 
     def prepare(self, rows: int, capacity: int) -> None:
-        """Let windows of so many rows and positions be given without new memory."""
+        """Let windows of so many rows and positions be given without new memory, and memory have few sizes: a compiled
+        program holds for one of them.
+        """
         ...
 
     def window(self, first: int, position_ids: Tensor, seen: int) -> Cache:
@@ -119,7 +121,10 @@ class Slots:
         self._open.add(target)
 
     def prepare(self, rows: int, capacity: int) -> None:
-        self._grow(max(rows, self.rows), max(capacity, self.capacity))
+        capacity = max(capacity, self.capacity)
+        if self._limit is None:
+            capacity = 1 << (capacity - 1).bit_length()
+        self._grow(max(rows, self.rows), capacity)
 
     def window(self, first: int, position_ids: Tensor, seen: int) -> Cache:
         rows, held = len(position_ids), min(self.capacity, pages(seen) * PAGE)
@@ -151,9 +156,7 @@ class Slots:
     def _grow(self, rows: int, capacity: int) -> None:
         if rows <= self.rows and capacity <= self.capacity:
             return
-        if capacity > self.capacity and self._limit is None:  # twice as much, so that what grows is copied seldom
-            capacity = max(capacity, 2 * self.capacity)
-        if rows > self.rows:
+        if rows > self.rows:  # twice as many, so that a growing number of rows is not copied at every step
             ahead = self.rows * 2
             rows = max(rows, ahead if self._limit is None else min(ahead, self._limit // max(capacity, self.capacity)))
         old, self.rows, self.capacity = self._layers, rows, max(capacity, self.capacity)

@@ -30,7 +30,7 @@ def int8(model: Decoder, packed: bool | None = None, compile: bool = False) -> N
 def fp16(model: Decoder) -> None:
     """Put every matrix but the embedding into 16 bits; what is computed with them stays in the model's own type.
 
-    UsageError where there is no such product.
+    UsageError where there is no such product, DataError where a weight is too large for it.
     """
     if FP16 is None:
         raise UsageError("--quant fp16 needs a torch with FBGEMM", fix="use --dtype float16")

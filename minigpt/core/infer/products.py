@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minigpt.core.errors import DataError
+
 LARGEST = torch.finfo(torch.float32).max  # steps a unit: a token of zeros stays one
 FEW_COMPILED = 4  # rows below which FBGEMM is worth a call out of a compiled program
 MANY = 24  # rows from which oneDNN's product of integers is the faster one
@@ -180,11 +182,13 @@ class _ManyRows:
 class Fp16Linear(Packed):
     """x @ W.T with W in float16; x, sums and results are float32. Made for few rows, which wait for W to be read.
 
-    weight: (N, K) of any float type, no number beyond float16's 65,504.
+    weight: (N, K) of any float type. DataError where a number is too large for float16.
     """
 
     def __init__(self, weight: Tensor):
         super().__init__(len(weight))
+        if weight.abs().max() > torch.finfo(torch.float16).max:
+            raise DataError("a weight is too large for 16 bits", fix="leave --quant fp16 out")
         self.weight = torch.ops.quantized.linear_prepack_fp16(weight.detach().float().contiguous(), None)
 
     def __call__(self, x: Tensor) -> Tensor:

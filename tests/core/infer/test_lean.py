@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from minigpt.core.data.batch import Batch
-from minigpt.core.errors import UsageError
+from minigpt.core.errors import DataError, UsageError
 from minigpt.core.infer import lean, products
 from minigpt.core.infer.engine import Engine
 from minigpt.core.infer.products import FEW_INT8, FP16, Fp16Linear, Int8Linear
@@ -119,6 +119,8 @@ def test_fp16_is_the_product_of_rounded_weights():
     want = x.double() @ weight.half().double().t()
     assert (layer(x) - want).abs().max() <= 1e-5 * want.abs().max()
     assert torch.equal(layer(x.view(7, 10, 64)), layer(x).view(7, 10, 96))
+    with pytest.raises(DataError, match="16 bits"):
+        Fp16Linear(weight * 1e6)
     _alike(layer, x)
 
 

@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.core.data.tokenizer import Tokenizer
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from minigpt.core.infer.model import Model
 
 CHUNK = 256  # prompt tokens computed at once: bounds the memory of attention, and is what prompts can share
+GRAIN = 16  # to a multiple of which prompts are filled up where several are computed at once
 POOL = 65_536  # tokens of a paged cache, where nothing else is asked for
 PREFILL = 2 * CHUNK  # prompt tokens computed between two tokens of the answers that are being made
 assert CHUNK % PAGE == 0
@@ -82,6 +82,8 @@ class Engine:
         self.waiting: deque[Request] = deque()
         self.live: list[Request] = []  # row i of the cache belongs to live[i] …
         self.filling: Request | None = None  # … and the next one to the request whose prompt is being computed
+        quantised = self.model.quantised_head is not None
+        self._prompts_together = quantised and dtype == torch.float32  # no row's bits depend on how many there are
         self._compiled = CompiledStep(self.model, self.pool) if compile else None
         self._group = sys.maxsize if compile else 0  # rows of one forward, found when it is first needed
         self._version: object = None
@@ -235,7 +237,7 @@ class Engine:
         try:
             self._make_room()
             fresh = self._fill()
-            logits = [*self._decode(self.live[: len(self.live) - len(fresh)]), *fresh]
+            logits = [*self._decode(self.live[: len(self.live) - sum(map(len, fresh))]), *fresh]
             return self._sample(torch.cat(logits) if len(logits) > 1 else logits[0]) if logits else []
         except BaseException:
             self._clear()
@@ -266,7 +268,7 @@ class Engine:
             self.pool.move(last + 1, last, self.filling.filled)
 
     def _clear(self) -> None:
-        for row in range(len(self.live) + 1):
+        for row in range(self.rows):
             self.pool.close(row)
         for request in self.waiting:
             self._discard(request)
@@ -289,20 +291,26 @@ class Engine:
     # -------------------------------------------------------------------------------------------- prompts
 
     def _fill(self) -> list[Tensor]:
-        """Let requests in while there is room, and compute their prompts a chunk at a time, in turn. Returns (1, V) for
-        each that became live, of its first token.
+        """Let requests in while there is room, and compute their prompts a chunk at a time, in turn. Returns logits
+        (n, V) of the first token of each n that became live together.
         """
         fresh: list[Tensor] = []
         budget = PREFILL
         while budget > 0 and (self.filling or self._let_in(bool(fresh))):
-            request = self.filling
+            request, row = self.filling, len(self.live)
             if request is None:  # it had been set aside, and is live again
                 continue
-            hidden, cost = self._next_chunk(request, len(self.live))
-            budget -= cost
+            group, hidden = [request], self._remembered(request, row)
+            if hidden is None:
+                group += self._beside(request, budget)
+                size = self._filled_up(min(CHUNK, len(request.prompt) - request.filled))
+                hidden = self._next_chunk(group, row, size)
+                budget -= len(group) * size
             if request.filled == len(request.prompt):
-                fresh.append(self.model.head(hidden.expand(FEWEST_ROWS, -1))[:1])
-                self.live.append(request)
+                if len(group) == 1:
+                    hidden = hidden.expand(FEWEST_ROWS, -1)
+                fresh.append(self.model.head(hidden)[: len(group)])
+                self.live += group
                 self.filling = None
         return fresh
 
@@ -313,12 +321,8 @@ class Engine:
         if not self.waiting or len(self.live) >= self.rows:
             return False
         request, row = self.waiting[0], len(self.live)
-        if request.swapped is not None and fresh:
+        if (request.swapped is not None and fresh) or not self._open(request, row):
             return False
-        at_once = len(request.prompt) + 1 if request.swapped is None else request.swapped.length + PAGE
-        while not self.pool.open(row, request.most, min(at_once, request.most)):
-            if not self.prefixes.forget():
-                return False
         self.waiting.popleft()
         if request.swapped is None:
             self.filling = request
@@ -328,25 +332,61 @@ class Engine:
             self.live.append(request)
         return True
 
-    def _next_chunk(self, request: Request, row: int) -> tuple[Tensor, int]:
-        """Remember or compute one chunk of a prompt. Returns hidden (1, C) behind it, and the tokens computed."""
+    def _open(self, request: Request, row: int) -> bool:
+        """Reserve a row for a request; False = there is no room even without the prompts that are remembered."""
+        at_once = len(request.prompt) + 1 if request.swapped is None else request.swapped.length + PAGE
+        while not self.pool.open(row, request.most, min(at_once, request.most)):
+            if not self.prefixes.forget():
+                return False
+        return True
+
+    def _remembered(self, request: Request, row: int) -> Tensor | None:
+        """Put the next chunk of a prompt into its row if it is known. Returns hidden (1, C) behind it."""
         begin = request.filled
         if begin == 0:
             request.keys = list(prefix.keys(request.prompt, CHUNK))
-        part = request.prompt[begin : begin + CHUNK]
-        key = request.keys[begin // CHUNK]
-        request.filled += len(part)
-        known = self.prefixes.find(key)
-        if known is not None:
-            self.pool.put(row, begin, known.piece)
-            return known.hidden, 0
-        ids = torch.tensor(part, device=self.device)
-        ids = F.pad(ids, (0, max(0, FEWEST_ROWS - len(part))))[None]
-        positions = torch.arange(begin, begin + ids.shape[1], device=self.device)[None]  # fillers are overwritten later
-        window = self.pool.window(row, positions, begin + ids.shape[1])
-        hidden = self.model.hidden(ids, positions, window)[:, len(part) - 1]
-        self.prefixes.add(key, row, begin, len(part), hidden)
-        return hidden, len(part)
+        known = self.prefixes.find(request.keys[begin // CHUNK])
+        if known is None:
+            return None
+        self.pool.put(row, begin, known.piece)
+        request.filled += known.piece.length
+        return known.hidden
+
+    def _beside(self, request: Request, budget: int) -> list[Request]:
+        """Let in those who wait next as long as the whole of their prompts can be computed with all of this one."""
+        size, together = self._filled_up(len(request.prompt)), [request]
+        if not self._prompts_together or len(request.prompt) > CHUNK:
+            return []
+        while self.waiting and len(self.live) + len(together) < self.rows and (len(together) + 1) * size <= budget:
+            other = self.waiting[0]
+            if other.swapped is not None or len(other.prompt) > CHUNK or self._filled_up(len(other.prompt)) != size:
+                break
+            other.keys = list(prefix.keys(other.prompt, CHUNK))
+            known = any(other.keys == one.keys for one in together) or self.prefixes.find(other.keys[0]) is not None
+            if known or not self._open(other, len(self.live) + len(together)):  # a known prompt costs nothing, in turn
+                break
+            together.append(self.waiting.popleft())
+        return together[1:]
+
+    def _filled_up(self, length: int) -> int:
+        """How many tokens are computed for so many: always the same number, whatever stands beside them."""
+        grain = GRAIN if self._prompts_together else 1
+        return max(FEWEST_ROWS, -(-length // grain) * grain)
+
+    def _next_chunk(self, group: Sequence[Request], row: int, size: int) -> Tensor:
+        """Compute the next chunk of prompts in consecutive rows, filled up to `size`. Returns hidden (B, C) behind
+        each.
+        """
+        begin, parts = group[0].filled, [r.prompt[r.filled : r.filled + CHUNK] for r in group]
+        ids = torch.tensor([[*part, *[0] * (size - len(part))] for part in parts], device=self.device)
+        positions = torch.arange(begin, begin + size, device=self.device).expand(len(group), -1)
+        window = self.pool.window(row, positions, begin + size)  # what fillers write is overwritten before it is read
+        hidden = self.model.hidden(ids, positions, window)
+        hidden = torch.stack([each[len(part) - 1] for each, part in zip(hidden, parts, strict=True)])
+        for i, (request, part) in enumerate(zip(group, parts, strict=True)):
+            self.prefixes.add(request.keys[begin // CHUNK], row + i, begin, len(part), hidden[i : i + 1])
+            request.filled += len(part)
+        return hidden
 
     # -------------------------------------------------------------------------------------------- answers
 

@@ -29,13 +29,13 @@ class RMSNorm(nn.Module):
         weight: Tensor = self.weight
         if weight.dtype != x.dtype:
             weight = weight.to(x.dtype)
-        if x.is_cpu and (torch.is_grad_enabled() or x.numel() > SMALL):
-            return _RMSNorm.apply(x, weight, self.eps)
-        if x.is_cpu and x.dtype == torch.float32:
+        if x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled():
             # A third of the operations of torch's own: with few rows they are the time, not the numbers.
             norm = torch.linalg.vector_norm(x, 2, -1, True)
             scale = torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
             return (x * scale).mul_(weight)
+        if x.is_cpu and (torch.is_grad_enabled() or x.numel() > SMALL):
+            return _RMSNorm.apply(x, weight, self.eps)
         return F.rms_norm(x, weight.shape, weight, self.eps)
 
 

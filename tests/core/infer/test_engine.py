@@ -259,6 +259,26 @@ def any_requests(seed: int, count: int) -> list[tuple[list[int], SamplingParams]
     return asked
 
 
+@pytest.mark.parametrize("load", LOADS)
+def test_prompts_of_a_size_are_computed_together(load, monkeypatch):
+    """In 8 bits: those of 17 to 32 tokens in one forward as far as a step goes, one of 40 between them alone; to the
+    bit as one by one.
+    """
+    model = tiny("qwen3", max_position_embeddings=512)
+    lean.int8(model)
+    given = prompts(*range(17, 25), 40, *range(25, 33), 7)
+    params = SamplingParams(max_tokens=6, temperature=0, logprobs=True)
+    alone = [Engine(model, Letters(), prefix_tokens=0).generate([p], params)[0] for p in given]
+    busy = Engine(model, Letters(), **LOADS[load])
+    shapes = []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids, *rest: shapes.append(tuple(ids.shape)) or hidden(ids, *rest))
+    together = busy.generate(given, params)
+    assert [(c.ids, c.text, c.logprobs) for c in together] == [(c.ids, c.text, c.logprobs) for c in alone]
+    if "cache_tokens" not in LOADS[load]:
+        assert [shape for shape in shapes if shape[1] > 1] == [(8, 32), (1, 48), (6, 32), (1, 32), (1, 32), (1, 16)]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", pytest.param("fp16", marks=needs_fbgemm)])
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])

@@ -117,6 +117,8 @@ def _run(request: Request, words: list[str], console: Console) -> int:
         from minigpt.stages.opening import first_look
 
         first_look(request.command.name, config)
+        if asked["nnodes"] > 1:
+            console.note("wait", f"until {asked['nnodes']} machines have met at {asked['rdzv']}")
         code = launch.supervise(words, asked)
         if code is not None:
             return code

@@ -23,6 +23,7 @@ from minigpt.core.errors import Aborted, Exit, MissingError, RankLost, UsageErro
 from minigpt.core.machine import cores
 
 REGISTER = "MINIGPT_LAUNCH"  # directory in which every process leaves its number
+MEETING = 600  # seconds that a machine waits for the others to come
 FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -42,7 +43,7 @@ def supervise(words: Sequence[str], asked: Mapping[str, Any]) -> int | None:
     """Run the command line `words` in several processes. Returns its exit code; None when one process is enough.
 
     asked: the resolved options nproc (0 = one for each GPU), nnodes, rdzv and device.
-    RankLost (exit 4) when a process was killed and no other could say why.
+    RankLost (exit 4) when a process was killed and no other could say why, or the machines do not meet.
     """
     count = asked["nproc"] or _gpus(asked["device"])
     if count == 1 and asked["nnodes"] == 1:
@@ -50,6 +51,7 @@ def supervise(words: Sequence[str], asked: Mapping[str, Any]) -> int | None:
     try:
         from torch.distributed import run as torchrun
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousTimeoutError
     except ImportError:
         raise MissingError("this build of torch has no torch.distributed", fix="leave --nproc away") from None
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
@@ -64,6 +66,17 @@ def supervise(words: Sequence[str], asked: Mapping[str, Any]) -> int | None:
             torchrun.run(arguments)
         except ChildFailedError as e:
             return _outcome({rank: failure.exitcode for rank, failure in e.failures.items()}, handed_on)
+        except RendezvousTimeoutError:
+            raise RankLost(
+                f"not all of {asked['nnodes']} machines came to {asked['rdzv']} within {MEETING} seconds",
+                fix="look at what the others say, then start the same command on every machine",
+            ) from None
+        except RendezvousConnectionError as e:
+            raise RankLost(
+                f"{asked['rdzv']} does not answer",
+                found=str(e.__cause__),
+                fix="--rdzv names one of the machines, as all of them know it, and a port that is free and open there",
+            ) from None
     return Exit.OK
 
 
@@ -74,7 +87,10 @@ def options(count: int, nodes: int, rdzv: str | None) -> list[str]:
     elif rdzv is None:
         raise UsageError("--nnodes needs --rdzv", fix="name one of the machines and a free port: --rdzv node0:29400")
     else:
-        where = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={rdzv}", "--rdzv-id=minigpt"]
+        where = [
+            f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={rdzv}", "--rdzv-id=minigpt",
+            f"--rdzv-conf=join_timeout={MEETING}",
+        ]  # fmt: skip
     return [*where, f"--nproc-per-node={count}", "-m", "minigpt"]
 
 

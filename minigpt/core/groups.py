@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,18 @@ def number_or_auto(value: Any) -> int:
     if not found.is_integer():
         raise ValueError("is neither a whole number nor auto")
     return int(found)
+
+
+def meeting_point(value: Any) -> str:
+    """`node0:29400`, `10.0.0.7:29400`, `[fe80::1]:29400`: a host and a port."""
+    host, _, port = str(value).strip().rpartition(":")
+    if (
+        not re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.]+\]", host)
+        or not re.fullmatch(r"\d{1,5}", port)
+        or not 0 < int(port) < 65536
+    ):
+        raise ValueError("is no host and port such as node0:29400")
+    return f"{host}:{port}"
 
 
 @dataclass
@@ -221,6 +234,7 @@ class TrainConfig:
         "where the machines meet: one of them and a free port",
         panel="Scale",
         metavar="HOST:PORT",
+        parse=meeting_point,
         advanced=True,
         save=False,
     )

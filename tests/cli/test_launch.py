@@ -96,6 +96,19 @@ def test_processes_that_die_of_the_signals_they_were_given_were_stopped():
     assert launch._outcome({1: 75, 0: TERM}, {signal.SIGTERM}) == 75
 
 
+def test_machines_that_cannot_meet_are_no_bug(monkeypatch):
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
+
+    def unreachable(arguments):
+        raise RendezvousConnectionError("inner") from TimeoutError("timed out after 60 s")
+
+    monkeypatch.setattr(torchrun, "run", unreachable)
+    with pytest.raises(RankLost, match="node0:29400 does not answer") as e:
+        launch.supervise(["pretrain"], {**ONE, "nnodes": 2, "rdzv": "node0:29400"})
+    assert e.value.code == Exit.MISSING and "60 s" in e.value.found and "port" in e.value.fix
+
+
 @pytest.mark.parametrize("asked", [ONE, {**ONE, "nproc": 0}])
 def test_one_process_is_no_launch(asked):
     """--nproc auto on a machine without GPUs is one process, which uses all cores by threads."""

@@ -92,7 +92,12 @@ class Launch:
 
     def end(self, timeout: float = 600) -> tuple[int, str, str]:
         """(exit code, stdout, stderr), once the command has ended."""
-        out, err = self.child.communicate(timeout=timeout)
+        try:
+            out, err = self.child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.kill_all()
+            out, err = self.child.communicate()
+            raise AssertionError(f"did not end, having said: {out}{err}") from None
         return self.child.returncode, out, err
 
     def all_gone(self, within: float, but: tuple[int, ...] = ()) -> None:
@@ -101,6 +106,17 @@ class Launch:
         while left := {pid: rank for pid, rank in self.processes().items() if pid not in but}:
             assert time.monotonic() < deadline, f"still there: {left}"
             time.sleep(0.02)
+
+
+def ends(*launches: Launch) -> list[tuple[int, str, str]]:
+    """Each one's `end`. They need each other: once one has failed, the others are killed, and it is seen why."""
+    deadline = time.monotonic() + 600
+    while None in (codes := [launch.child.poll() for launch in launches]) and time.monotonic() < deadline:
+        if not {*codes} <= {None, 0, 75}:
+            for launch in launches:
+                launch.kill_all()
+        time.sleep(0.05)
+    return [launch.end(1) for launch in launches]
 
 
 @contextmanager

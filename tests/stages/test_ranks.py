@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import run_cli
 from tests.stages.killing import rows, size
-from tests.stages.ranks import finish, launched, prepare, pretrain, temporary
+from tests.stages.ranks import ends, finish, launched, prepare, pretrain, temporary
 
 pytestmark = pytest.mark.dist
 
@@ -136,14 +138,28 @@ def test_two_machines_are_one(home, alone):
     with machine() as first, machine() as second:
         first.wait_for(lambda: size(out) > 0)
         second.child.terminate()
-        ends = [launch.end() for launch in (first, second)]
-        assert [code for code, _, _ in ends] == [75, 75], ends
+        ended = ends(first, second)
+        assert [code for code, _, _ in ended] == [75, 75], ended
     with machine() as first, machine() as second:
-        ends = [launch.end() for launch in (first, second)]
-    assert [code for code, _, _ in ends] == [0, 0], ends
-    assert sorted(told for _, told, _ in ends) == ["", f"{last(out, STEPS)}\n"]
-    assert sorted(bool(err) for _, _, err in ends) == [False, True]
+        ended = ends(first, second)
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert sorted(told for _, told, _ in ended) == ["", f"{last(out, STEPS)}\n"]
+    assert sorted(len(err.splitlines()) > 1 for _, _, err in ended) == [False, True]  # each says that it waits
     compare(alone, out, 1e-5)
+
+
+@pytest.mark.slow
+def test_a_machine_that_stays_alone_says_so(home):
+    """And not that it were a fault of ours."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = f"localhost:{free.getsockname()[1]}"
+    words = pretrain(home, home / "lonely", "--steps", "1", "--nnodes", "2", "--rdzv", where)
+    program = "from minigpt.cli import app, launch; launch.MEETING = 2; raise SystemExit(app.main())"
+    end = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=120)
+    assert (end.returncode, end.stdout) == (4, "")
+    assert f"not all of 2 machines came to {where} within 2 seconds" in end.stderr
+    assert "Traceback" not in end.stderr
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -189,9 +190,8 @@ def make(path: Path) -> None:
     """Create the run directory. DataError within the first second when that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):  # nameless: several machines may look at once
+            pass
     except OSError as e:
         raise disk_error(e, path) from e
 

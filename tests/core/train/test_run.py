@@ -3,12 +3,13 @@
 import contextlib
 import errno
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from minigpt.core.errors import DataError
 from minigpt.core.train import run as run_module
-from minigpt.core.train.run import Run
+from minigpt.core.train.run import Run, make
 
 resource = pytest.importorskip("resource")  # POSIX
 ROWS = [{"step": step, "text": "山" * step} for step in range(1, 9)]
@@ -142,3 +143,11 @@ def test_an_event_that_the_disk_refuses_goes_with_the_next_write(tmp_path, monke
     assert info(tmp_path)["events"] == []
     run.event("save", "room again", 8)
     assert [e["step"] for e in info(tmp_path)["events"]] == [4, 8]
+
+
+def test_a_directory_that_several_make_at_once(tmp_path):
+    """Each machine of a run looks whether it may write, and leaves nothing behind."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(200):
+            list(pool.map(make, [tmp_path / "run"] * 8))
+    assert list((tmp_path / "run").iterdir()) == []

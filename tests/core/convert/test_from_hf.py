@@ -50,16 +50,19 @@ def release(path: Path, name: str, *, shards: int = 3) -> Path:
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_models_compute_the_same(tmp_path, name):
-    """Sharded half-precision folders with either spelling of RoPE: float32 logits within 1e-5 of transformers'."""
+    """Sharded half-precision folders with either spelling of RoPE: float32 logits within 1e-5 of transformers' in
+    float32, and of what it computes in float64, so that a failure tells which side has moved.
+    """
     path = release(tmp_path, name)
-    theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    theirs, wide = (AutoModelForCausalLM.from_pretrained(path, dtype=d) for d in (torch.float32, torch.float64))
     ours, _ = folder.load(path)
     ids = torch.randint(0, 720, (2, 200), generator=torch.Generator().manual_seed(4))
     positions = torch.arange(200).expand_as(ids)
     logits = ours(Batch(ids, ids, positions, torch.zeros_like(ids), units=1.0), {"logits"}).logits
-    expected = theirs(ids).logits
-    assert expected.abs().max() > 1
-    assert (logits - expected).abs().max() <= 1e-5
+    expected, exact = theirs(ids).logits, wide(ids).logits
+    assert exact.abs().max() > 1
+    apart = {"ours": logits - exact, "theirs": expected - exact, "each other": logits - expected}
+    assert max((far := {k: d.abs().max().item() for k, d in apart.items()}).values()) <= 1e-5, far
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,18 @@ from torch import Tensor
 
 from minigpt.core.nn.cache import KV, Cache
 
-PAGE = 64  # positions; also the step in which more keys are read: kernels are prepared for each new shape
+PAGE = 64  # positions
+STEP = 16  # positions by which one token reads more keys from slots: few sizes, and little read for nothing
 VIEWS = 256  # windows whose views are kept
 Layers = list[tuple[Tensor, Tensor]]
 
 
 def pages(positions: int) -> int:
     return -(-positions // PAGE)
+
+
+def stepped(positions: int) -> int:
+    return -(-positions // STEP) * STEP
 
 
 @dataclass
@@ -127,7 +132,8 @@ class Slots:
         self._grow(max(rows, self.rows), capacity)
 
     def window(self, first: int, position_ids: Tensor, seen: int) -> Cache:
-        rows, held = len(position_ids), min(self.capacity, pages(seen) * PAGE)
+        rows, length = position_ids.shape
+        held = min(self.capacity, stepped(seen) if length == 1 else pages(seen) * PAGE)
         self._grow(first + rows, self.capacity)
         return _SlotWindow(self, first, position_ids, held)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minigpt.core.errors import MissingError
-from minigpt.core.infer.cache import PAGE, Pool, Slots, pages
+from minigpt.core.infer.cache import Pool, Slots, stepped
 from minigpt.core.models.decoder import Decoder
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -49,7 +49,7 @@ class CompiledStep:
 
     def __call__(self, ids: Tensor, position_ids: Tensor, seen: int) -> Tensor:
         """ids, position_ids: (B, 1), B of `rows`. seen: a bound of the positions, exclusive."""
-        keys = pages(seen) * PAGE
+        keys = stepped(seen)
         if not isinstance(self._pool, Slots):  # tables of pages become a part of the program: few lengths of them
             keys = max(FEWEST_KEYS, 1 << (keys - 1).bit_length())
         self._pool.prepare(ids.shape[0], keys)

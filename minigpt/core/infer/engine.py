@@ -23,7 +23,7 @@ from minigpt.core.infer.cache import PAGE, Pages, Pool, Slots
 from minigpt.core.infer.compiled import CompiledStep
 from minigpt.core.infer.request import Completion, Request
 from minigpt.core.infer.sampling import SamplingParams, request_key, sample
-from minigpt.core.infer.steady import FEWEST_ROWS, steady_rows
+from minigpt.core.infer.steady import FEWEST_ROWS, steady_keys, steady_rows
 from minigpt.core.infer.text import Detokenizer, StopText
 from minigpt.core.models.decoder import Decoder
 
@@ -83,7 +83,10 @@ class Engine:
         self.live: list[Request] = []  # row i of the cache belongs to live[i] …
         self.filling: Request | None = None  # … and the next one to the request whose prompt is being computed
         quantised = self.model.quantised_head is not None
-        self._prompts_together = quantised and dtype == torch.float32  # no row's bits depend on how many there are
+        # No row's bits depend on how many there are; but of a single head attention is computed in another way.
+        self._prompts_together = quantised and dtype == torch.float32 and all(spec.heads > 1 for spec in specs)
+        self._fewest_keys = steady_keys(self.model)
+        self.pool.prepare(1, self._fewest_keys)
         self._compiled = CompiledStep(self.model, self.pool) if compile else None
         self._group = sys.maxsize if compile else 0  # rows of one forward, found when it is first needed
         self._version: object = None
@@ -425,7 +428,7 @@ class Engine:
         positions = torch.tensor(at, device=self.device)[:, None]
         if self._compiled is not None:
             return self._compiled(ids, positions, max(at) + 1)[: len(requests)]
-        window = self.pool.window(first, positions, max(at) + 1)
+        window = self.pool.window(first, positions, max(self._fewest_keys, *(p + 1 for p in at)))
         return self.model.head(self.model.hidden(ids, positions, window)[:, 0])[: len(requests)]
 
     def _unwritten(self, row: int) -> int:

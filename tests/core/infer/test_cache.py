@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minigpt.core.infer.cache import PAGE, Pages, Pool, Slots
+from minigpt.core.infer.steady import FEWEST_ROWS, steady_keys
 from minigpt.core.models import model_types
 from tests.conftest import tiny
 
@@ -70,18 +71,21 @@ def test_prefill_in_chunks(arch, kind):
 def test_pages_are_slots_and_reading_further_changes_nothing(arch, length):
     """The same bits from both kinds, also when more keys are read than a query may see."""
     model = tiny(arch, max_position_embeddings=2048)
-    ids = torch.randint(0, 320, (1, length + 1), generator=torch.Generator().manual_seed(0))
+    rows = FEWEST_ROWS  # as in a step of the engine
+    ids = torch.randint(0, 320, (rows, length + 1), generator=torch.Generator().manual_seed(0))
     found = []
     with torch.inference_mode():
         for kind in KINDS:
             for further in (0, 64, 400):
-                pool = pool_for(model, kind, rows=1, tokens=1800) if kind == "slots" else Pages(
-                    model.cache_specs(), torch.device("cpu"), torch.float32, tokens=4096)  # fmt: skip
-                pool.open(0, 1800, 1)
-                positions = torch.arange(length)[None]
+                specs, where = model.cache_specs(), (torch.device("cpu"), torch.float32)
+                pool = Slots(specs, *where) if kind == "slots" else Pages(specs, *where, tokens=8192)
+                for row in range(rows):
+                    pool.open(row, 1800, 1)
+                positions = torch.arange(length).expand(rows, -1)
                 model.hidden(ids[:, :length], positions, pool.window(0, positions, length))
-                at = torch.tensor([[length]])
-                found.append(model.hidden(ids[:, length:], at, pool.window(0, at, length + 1 + further)))
+                at = torch.full((rows, 1), length)
+                seen = max(length + 1, steady_keys(model)) + further
+                found.append(model.hidden(ids[:, length:], at, pool.window(0, at, seen)))
     assert all(torch.equal(x, found[0]) for x in found)
 
 

@@ -279,6 +279,19 @@ def test_prompts_of_a_size_are_computed_together(load, monkeypatch):
         assert [shape for shape in shapes if shape[1] > 1] == [(8, 32), (1, 48), (6, 32), (1, 32), (1, 32), (1, 16)]
 
 
+@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(8, 1, 128), (12, 2, 96), (4, 2, 80), (2, 2, 16)])
+def test_short_texts_beside_a_long_one(heads, kv_heads, head_dim, quant):
+    """A CPU multiplies few keys in another way than many, where heads are large: to the bit as alone all the same."""
+    model = tiny("qwen3", num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim)
+    if quant == "int8":
+        lean.int8(model)
+    given, params = prompts(3, 17, 30, 31, 100), SamplingParams(max_tokens=20, temperature=0, logprobs=True)
+    alone = [Engine(model, Letters(), prefix_tokens=0).generate([p], params)[0] for p in given]
+    together = Engine(model, Letters(), prefix_tokens=0).generate(given, params)
+    assert [(c.ids, c.logprobs) for c in together] == [(c.ids, c.logprobs) for c in alone]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", pytest.param("fp16", marks=needs_fbgemm)])
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])

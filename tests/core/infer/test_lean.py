@@ -14,11 +14,14 @@ import torch
 from minigpt.core.data.batch import Batch
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.infer import lean, products
+from minigpt.core.infer.cache import STEP
 from minigpt.core.infer.engine import Engine
 from minigpt.core.infer.products import FEW_INT8, FP16, Fp16Linear, Int8Linear
 from minigpt.core.infer.sampling import SamplingParams
-from minigpt.core.infer.steady import COUNTS, FEWEST_ROWS, steady_rows
+from minigpt.core.infer.steady import COUNTS, FEWEST_ROWS, steady_keys, steady_rows
 from minigpt.core.models import model_types
+from minigpt.core.nn.attend import attend
+from minigpt.core.nn.seqinfo import SeqInfo
 from tests.conftest import tiny
 
 ARCHITECTURES = model_types()
@@ -194,6 +197,18 @@ def test_steady_rows_are_steady(dtype):
             few = torch.cat([block.mlp.fused(part) for part in x.split(FEWEST_ROWS)])
             for count in range(FEWEST_ROWS, rows + 1):
                 assert torch.equal(block.mlp.fused(x[:count]), few[:count])
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(8, 2, 64), (8, 1, 128), (12, 2, 96), (3, 3, 80), (4, 2, 16)])
+def test_steady_keys_are_steady(heads, kv_heads, dim):
+    """From the number that was found on, the bits of attention do not depend on how many keys are read."""
+    model = tiny("llama", num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=dim)
+    fewest = steady_keys(model)
+    assert STEP <= fewest <= 256 and fewest % STEP == 0
+    q, k, v = torch.randn(5, heads, 1, dim), torch.randn(5, kv_heads, 2048, dim), torch.randn(5, kv_heads, 2048, dim)
+    at = torch.arange(5)[:, None] * 2
+    seen = [attend(q, k[:, :, :n], v[:, :, :n], SeqInfo(at, q, q, cached=True)) for n in range(fewest, 2049, STEP)]
+    assert all(torch.equal(x, seen[0]) for x in seen)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from minigpt.core.infer import prefix
 from minigpt.core.infer.cache import PAGE, Pages, Pool, Slots
 from minigpt.core.infer.compiled import CompiledStep
 from minigpt.core.infer.request import Completion, Request
-from minigpt.core.infer.sampling import SamplingParams, request_key, sample
+from minigpt.core.infer.sampling import Sampler, SamplingParams, request_key
 from minigpt.core.infer.steady import FEWEST_ROWS, steady_keys, steady_rows
 from minigpt.core.infer.text import Detokenizer, StopText
 from minigpt.core.models.decoder import Decoder
@@ -87,6 +87,7 @@ class Engine:
         self._prompts_together = quantised and dtype == torch.float32 and all(spec.heads > 1 for spec in specs)
         self._fewest_keys = steady_keys(self.model)
         self.pool.prepare(1, self._fewest_keys)
+        self._sampler: Sampler | None = None
         self._compiled = CompiledStep(self.model, self.pool) if compile else None
         self._group = sys.maxsize if compile else 0  # rows of one forward, found when it is first needed
         self._version: object = None
@@ -249,7 +250,11 @@ class Engine:
     def _sample(self, logits: Tensor) -> list[Piece]:
         """One token for every live row. logits: (B, V)."""
         requests = list(self.live)
-        tokens, logits = sample(logits, requests)
+        if self._sampler is None or self._sampler.rows != requests:
+            self._sampler = Sampler(requests, logits.shape[-1], self.device)
+        self._sampler.prepare(1)
+        chosen, logits = self._sampler(logits)
+        tokens: list[int] = chosen.tolist()
         _record(requests, tokens, logits)
         out = [(request, request.accept(token)) for request, token in zip(requests, tokens, strict=True)]
         for row in reversed(range(len(requests))):

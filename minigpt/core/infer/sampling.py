@@ -2,13 +2,13 @@
 
 A draw depends on the request and the position alone, so a text does not depend on what else is computed with it.
 
-Shapes: B rows · V vocab_size · W rows that are sampled, not greedy.
+Shapes: B rows · V vocab_size.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -74,17 +74,6 @@ class SamplingParams:
         if self.form is not None and self.min_tokens:
             raise UsageError("min_tokens and a form do not go together: a form may have to end before")
 
-    @property
-    def edits(self) -> bool:
-        """Whether logits change by what was said before, or token by token."""
-        return bool(
-            self.repetition_penalty != 1
-            or self.presence_penalty
-            or self.frequency_penalty
-            or self.logit_bias
-            or self.form is not None
-        )
-
 
 class Asked(Protocol):
     """What sampling must know about a row. prompt, ids: tokens so far. ends: tokens that end the answer.
@@ -105,96 +94,209 @@ class Asked(Protocol):
     def constrain(self, logits: Tensor) -> None: ...
 
 
+class Sampler:
+    """Chooses the next token of some rows, step after step, without looking at one: what the rows ask for lies on the
+    device, in a column for every filter that one of them has.
+
+    rows: in the order of the logits, the same ones for as long as this is used; what they say meanwhile is counted
+    here. steps: so many draws of each are made at once.
+    """
+
+    def __init__(self, rows: Sequence[Asked], vocab_size: int, device: torch.device, steps: int = 64):
+        self.rows, self.steps, self._left = rows, steps, 0
+        self._forms = any(row.params.form is not None for row in rows)
+        self._next = [len(row.prompt) + len(row.ids) for row in rows]  # positions of the draws that are made next
+        self._vocab_size, self._device = vocab_size, device
+        params = [row.params for row in rows]
+        self.most = max((p.top_k for p in params if p.temperature > 0 and p.top_k < vocab_size), default=0)
+        self.columns = {**self._of_what_was_said(params), **self._of_filters(params)}
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Samplers of one kind do the same operations."""
+        return self.most, *((name, tuple(column.shape)) for name, column in self.columns.items())
+
+    def take(self, other: Sampler) -> None:
+        """Go on as another one of the same kind would, in the memory of this one."""
+        self.rows, self._left, self._next = other.rows, other._left, list(other._next)
+        for name, column in self.columns.items():
+            column.copy_(other.columns[name])
+
+    def prepare(self, steps: int) -> None:
+        """Have draws for so many steps."""
+        if "draws" not in self.columns:
+            return
+        if self._left < steps:
+            self._next = [position - self._left for position in self._next]
+            self.columns["draws"].copy_(uniforms([row.key for row in self.rows], self._next, self.steps))
+            self.columns["step"].zero_()
+            self._next = [position + self.steps for position in self._next]
+            self._left = self.steps
+        self._left -= steps
+
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """logits: (B, V) float32. Returns tokens (B,), and the logits (B, V) of the distributions they come from.
+
+        Draws must have been made with `prepare`. Greedy rows are edited, but not filtered.
+        """
+        c, logits = self.columns, self._edited(logits)
+        if "draws" not in c:
+            tokens = _likeliest(logits)
+        else:
+            filtered = self._filtered(logits)
+            tokens = self._draw(filtered)
+            if "warm" in c:
+                tokens = torch.where(c["warm"], tokens, _likeliest(logits))
+                filtered = torch.where(c["warm"][:, None], filtered, logits)
+            logits = filtered
+        self._count(tokens[:, None])
+        return tokens, logits
+
+    # -------------------------------------------------------------------------------------------- what was said
+
+    def _of_what_was_said(self, params: Sequence[SamplingParams]) -> dict[str, Tensor]:
+        columns, shape = {}, (len(params), self._vocab_size)
+        if any(p.repetition_penalty != 1 for p in params):
+            columns["repetition"] = self._column([p.repetition_penalty for p in params])
+            columns["seen"] = self._marked(shape, [{*row.prompt, *row.ids} for row in self.rows])
+        if any(p.presence_penalty or p.frequency_penalty for p in params):
+            columns["presence"] = self._column([p.presence_penalty for p in params])
+            columns["frequency"] = self._column([p.frequency_penalty for p in params])
+            columns["counts"] = self._dense(shape, [Counter(row.ids) for row in self.rows])
+        if any(p.logit_bias for p in params):
+            columns["bias"] = self._dense(shape, [p.logit_bias for p in params])
+        early = [row.params.min_tokens > len(row.ids) and bool(row.ends) for row in self.rows]
+        if any(early):
+            ends = [sorted(row.ends) if e else [0] for row, e in zip(self.rows, early, strict=True)]
+            width = max(map(len, ends))
+            columns["ends"] = torch.tensor([e + e[:1] * (width - len(e)) for e in ends], device=self._device)
+            wait = [row.params.min_tokens - len(row.ids) if e else 0 for row, e in zip(self.rows, early, strict=True)]
+            columns["wait"] = torch.tensor(wait, device=self._device)[:, None]
+        return columns
+
+    def _edited(self, logits: Tensor) -> Tensor:
+        """Penalties, bias, forms, and no end before its time."""
+        c = self.columns
+        if "repetition" in c:  # Keskar et al., 2019, arXiv:1909.05858
+            less = torch.where(logits > 0, logits / c["repetition"], logits * c["repetition"])
+            logits = torch.where(c["seen"], less, logits)
+        if "counts" in c:
+            less = logits - (c["presence"] + c["frequency"] * c["counts"])
+            logits = torch.where(c["counts"] > 0, less, logits)
+        if "bias" in c:
+            logits = logits + c["bias"]
+        if self._forms:
+            logits = logits.clone()
+            for values, row in zip(logits, self.rows, strict=True):
+                row.constrain(values)
+        if "ends" in c:
+            values = logits.gather(1, c["ends"]).masked_fill_(c["wait"] > 0, -torch.inf)
+            logits = logits.scatter(1, c["ends"], values)
+        return logits
+
+    def _count(self, tokens: Tensor) -> None:
+        """tokens: (B, 1)."""
+        c = self.columns
+        if "step" in c:
+            c["step"] += 1
+        if "seen" in c:
+            c["seen"].scatter_(1, tokens, True)
+        if "counts" in c:
+            c["counts"].scatter_add_(1, tokens, torch.ones_like(tokens, dtype=c["counts"].dtype))
+        if "wait" in c:
+            c["wait"] -= 1
+
+    # -------------------------------------------------------------------------------------------- filters and draws
+
+    def _of_filters(self, params: Sequence[SamplingParams]) -> dict[str, Tensor]:
+        columns, some = {}, [p for p in params if p.temperature > 0]
+        if not some:
+            return {}
+        where = torch.device("cpu") if self._device.type == "mps" else self._device  # which has no float64
+        columns["draws"] = torch.zeros(len(params), self.steps, dtype=torch.float64, device=where)
+        columns["step"] = torch.zeros(1, dtype=torch.int64, device=where)  # of the draws
+        if len(some) < len(params):
+            columns["warm"] = torch.tensor([p.temperature > 0 for p in params], device=self._device)
+        if any(p.temperature != 1 for p in some):
+            columns["temperature"] = self._column([p.temperature or 1.0 for p in params])
+        if self.most:
+            limits = [0 < p.top_k < self._vocab_size for p in params]
+            columns["top_k"] = torch.tensor([limits], device=self._device).t()
+            kth = [min(p.top_k, self.most) - 1 if on else 0 for p, on in zip(params, limits, strict=True)]
+            columns["kth"] = torch.tensor([kth], device=self._device).t()
+        if any(p.top_p < 1 for p in some):
+            columns["top_p"] = self._column([p.top_p for p in params])
+            if any(p.top_p >= 1 for p in params):
+                columns["nucleus"] = columns["top_p"] < 1
+        if any(p.min_p > 0 for p in some):
+            columns["min_p"] = self._column([p.min_p for p in params])
+        return columns
+
+    def _filtered(self, logits: Tensor) -> Tensor:
+        """Temperature, then top-k, top-p and min-p, of each row its own."""
+        c = self.columns
+        if "temperature" in c:
+            logits = logits / c["temperature"]
+        if self.most:
+            least = logits.topk(self.most).values.gather(1, c["kth"])
+            logits = logits.masked_fill((logits < least) & c["top_k"], -torch.inf)
+        if "top_p" in c:  # a GPU sorts all in less time than it takes to ask it whether that is needed
+            some = _top_p(logits, c["top_p"], HEADS if logits.device.type == "cpu" else ())
+            logits = torch.where(c["nucleus"], some, logits) if "nucleus" in c else some
+        if "min_p" in c:
+            probs = logits.softmax(-1)
+            logits = logits.masked_fill(probs < c["min_p"] * probs.amax(-1, keepdim=True), -torch.inf)
+        return logits
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        draws = self.columns["draws"]
+        below = logits.softmax(-1).to(draws.device).cumsum(-1, dtype=torch.float64)
+        u = draws.index_select(1, self.columns["step"])
+        # the first token whose sum exceeds u: one of probability 0 adds nothing, so it never is
+        return torch.searchsorted(below, u * below[:, -1:], right=True).squeeze(1).to(logits.device)
+
+    # -------------------------------------------------------------------------------------------- columns
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=self._device, dtype=torch.float32)[:, None]
+
+    def _marked(self, shape: tuple[int, int], each: Sequence[Collection[int]]) -> Tensor:
+        marked = torch.zeros(shape, dtype=torch.bool)
+        for row, ids in zip(marked, each, strict=True):
+            row[torch.tensor(list(ids), dtype=torch.int64)] = True
+        return marked.to(self._device)
+
+    def _dense(self, shape: tuple[int, int], each: Sequence[Mapping[int, float]]) -> Tensor:
+        dense = torch.zeros(shape)
+        for row, values in zip(dense, each, strict=True):
+            row[torch.tensor(list(values), dtype=torch.int64)] = torch.tensor(
+                list(values.values()), dtype=torch.float32
+            )
+        return dense.to(self._device)
+
+
 def sample(logits: Tensor, rows: Sequence[Asked]) -> tuple[list[int], Tensor]:
     """One token a row, and the logits (B, V) of the distributions they were drawn from.
 
     logits: (B, V) float32. A draw is a function of a row's key and position.
     """
-    logits = filtered(logits, rows)
-    warm = [i for i, row in enumerate(rows) if row.params.temperature > 0]
-    if not warm:
-        return _likeliest(logits), logits
-    drawn = _draw(logits if len(warm) == len(rows) else logits[warm], [rows[i] for i in warm])
-    if len(warm) == len(rows):
-        return drawn, logits
-    ids = _likeliest(logits)
-    for i, id in zip(warm, drawn, strict=True):
-        ids[i] = id
+    sampler = Sampler(rows, logits.shape[-1], logits.device, steps=1)
+    sampler.prepare(1)
+    tokens, logits = sampler(logits)
+    ids: list[int] = tokens.tolist()
     return ids, logits
 
 
-def _likeliest(logits: Tensor) -> list[int]:
-    """The first of the largest. (`argmax` finds the same one, in three times the time.)"""
-    ids: list[int] = logits.max(-1).indices.tolist()
-    return ids
-
-
-def _draw(logits: Tensor, rows: Sequence[Asked]) -> list[int]:
-    """logits: (W, V)."""
-    below = logits.softmax(-1).cpu().cumsum(-1, dtype=torch.float64)
-    numbers = [[uniform(row.key, len(row.prompt) + len(row.ids))] for row in rows]
-    u = torch.tensor(numbers, dtype=torch.float64)
-    # the first token whose sum exceeds u: one of probability 0 adds nothing, so it never is
-    ids: list[int] = torch.searchsorted(below, u * below[:, -1:], right=True).squeeze(1).tolist()
-    return ids
-
-
-def filtered(logits: Tensor, rows: Sequence[Asked]) -> Tensor:
-    """Logits of the distributions that are sampled, excluded tokens at -inf; greedy rows are edited but not filtered.
-
-    logits: (B, V) float32. Returns (B, V).
-    """
-    early = [(i, id) for i, row in enumerate(rows) if len(row.ids) < row.params.min_tokens for id in row.ends]
-    if early or any(row.params.edits for row in rows):
-        logits = logits.clone()
-        for values, row in zip(logits, rows, strict=True):
-            if row.params.edits:
-                edit(values, row)
-    if early:
-        logits[torch.tensor(early, device=logits.device).unbind(1)] = -torch.inf
-    warm = [i for i, row in enumerate(rows) if row.params.temperature > 0]
-    if not warm:
-        return logits
-    if len(warm) == len(rows):
-        return _filter(logits, [row.params for row in rows])
-    logits = logits.clone()
-    logits[warm] = _filter(logits[warm], [rows[i].params for i in warm])
-    return logits
-
-
-def _filter(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Temperature, then top-k, top-p and min-p, of each row its own. logits: (W, V)."""
-
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, device=logits.device, dtype=logits.dtype)[:, None]
-
-    if any(p.temperature != 1 for p in params):
-        logits = logits / column([p.temperature for p in params])
-    vocab_size = logits.shape[-1]
-    if most := max(p.top_k for p in params if p.top_k < vocab_size) if any(p.top_k < vocab_size for p in params) else 0:
-        kth = torch.tensor([p.top_k - 1 if 0 < p.top_k < vocab_size else 0 for p in params], device=logits.device)
-        least = logits.topk(most).values.gather(1, kth[:, None])
-        off = torch.tensor([not 0 < p.top_k < vocab_size for p in params], device=logits.device)
-        logits = logits.masked_fill((logits < least) & ~off[:, None], -torch.inf)
-    nucleus = [i for i, p in enumerate(params) if p.top_p < 1]
-    if nucleus:
-        limit = column([params[i].top_p for i in nucleus])
-        if len(nucleus) == len(params):
-            logits = _top_p(logits, limit)
-        else:
-            logits = logits.index_copy(0, torch.tensor(nucleus, device=logits.device), _top_p(logits[nucleus], limit))
-    if any(p.min_p > 0 for p in params):
-        probs = logits.softmax(-1)
-        logits = logits.masked_fill(
-            probs < column([p.min_p for p in params]) * probs.amax(-1, keepdim=True), -torch.inf
-        )
-    return logits
+def _likeliest(logits: Tensor) -> Tensor:
+    """The first of the largest, (B,). (`argmax` finds the same one, in three times the time.)"""
+    return logits.max(-1).indices
 
 
 def _top_p(logits: Tensor, top_p: Tensor, heads: Sequence[int] = HEADS) -> Tensor:
     """Drop the unlikeliest tokens that together hold at most 1 - top_p (Holtzman et al., 2020, arXiv:1904.09751).
 
-    logits: (W, V). top_p: (W, 1). heads: how many of the likeliest to look at, and how many where that is too few.
+    logits: (B, V). top_p: (B, 1), below 1; rows of 1 are not to be used. heads: how many of the likeliest to look at,
+    and how many where that is too few; then all of them.
     """
     if not heads or logits.shape[-1] <= heads[0]:
         ascending, order = logits.sort()
@@ -205,42 +307,23 @@ def _top_p(logits: Tensor, top_p: Tensor, heads: Sequence[int] = HEADS) -> Tenso
     border = drop.sum(-1, keepdim=True)  # where the first one that stays stands
     # Among equal ones at the border those stay that a sort puts last; and the border may lie below the head.
     tied = values.gather(1, border) == values.gather(1, (border - 1).clamp(min=0))
-    unsure = ((rest > 1 - top_p) | (border == 0) | tied).squeeze(1)
-    if not unsure.any():
-        return _without(logits, order, drop)
-    out = torch.empty_like(logits)
-    out[unsure] = _top_p(logits[unsure], top_p[unsure], heads[1:])
-    out[~unsure] = _without(logits[~unsure], order[~unsure], drop[~unsure])
-    return out
+    unsure = (((rest > 1 - top_p) | (border == 0) | tied) & (top_p < 1)).squeeze(1)
+    logits_left = _without(logits, order, drop)
+    if unsure.any():
+        logits_left[unsure] = _top_p(logits[unsure], top_p[unsure], heads[1:])
+    return logits_left
 
 
 def _dropped(values: Tensor, rest: Tensor, top_p: Tensor) -> Tensor:
-    """Which of ascending probabilities go, (W, n). rest: what lies below them, (W, 1)."""
+    """Which of ascending probabilities go, (B, n). rest: what lies below them, (B, 1)."""
     drop = rest + values.cumsum(-1) <= 1 - top_p
     drop[:, -1] = False  # the likeliest always stays
     return drop
 
 
 def _without(logits: Tensor, order: Tensor, drop: Tensor) -> Tensor:
-    """Logits of only those tokens of `order` that do not go. order, drop: (W, n)."""
+    """Logits of only those tokens of `order` that do not go. order, drop: (B, n)."""
     return logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).scatter(1, order, drop), -torch.inf)
-
-
-def edit(logits: Tensor, row: Asked) -> None:
-    """Bias, penalties and constraints of one row, in place. logits: (V,)."""
-    p, device = row.params, logits.device
-    if p.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*row.prompt, *row.ids}), device=device)
-        values = logits[seen]  # Keskar et al., 2019, arXiv:1909.05858
-        logits[seen] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
-    if (p.presence_penalty or p.frequency_penalty) and row.ids:
-        counts = Counter(row.ids)
-        seen = torch.tensor(list(counts), device=device)
-        often = torch.tensor(list(counts.values()), device=device, dtype=logits.dtype)
-        logits[seen] -= p.presence_penalty + p.frequency_penalty * often
-    for id, bias in p.logit_bias.items():
-        logits[id] += bias
-    row.constrain(logits)
 
 
 def request_key(seed: int, number: int, prompt: Sequence[int]) -> int:
@@ -251,16 +334,34 @@ def request_key(seed: int, number: int, prompt: Sequence[int]) -> int:
     return key
 
 
-def uniform(key: int, position: int) -> float:
-    """A number in [0, 1) from a counter, 53 bits of splitmix64 (Steele et al., 2014)."""
-    return (_mix(key ^ _mix(position & _MASK)) >> 11) / (1 << 53)
+def uniforms(keys: Sequence[int], positions: Sequence[int], count: int) -> Tensor:
+    """Numbers in [0, 1) from counters, 53 bits of splitmix64 (Steele et al., 2014): (B, count) float64 of the positions
+    from each of `positions` on.
+    """
+    at = torch.tensor(positions)[:, None] + torch.arange(count)
+    key = torch.tensor([k - (1 << 64) if k >> 63 else k for k in keys])[:, None]
+    return _shifted(_mixed(key ^ _mixed(at)), 11).double() / (1 << 53)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """`_mix` of each; products of int64 keep the low 64 bits."""
+    x = x + (_STEP - (1 << 64))
+    x = (x ^ _shifted(x, 30)) * (_FIRST - (1 << 64))
+    x = (x ^ _shifted(x, 27)) * (_SECOND - (1 << 64))
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """As if x had no sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 _MASK = (1 << 64) - 1
+_STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def _mix(x: int) -> int:
-    x = (x + 0x9E3779B97F4A7C15) & _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    x = (x + _STEP) & _MASK
+    x = ((x ^ (x >> 30)) * _FIRST) & _MASK
+    x = ((x ^ (x >> 27)) * _SECOND) & _MASK
     return x ^ (x >> 31)

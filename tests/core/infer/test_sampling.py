@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 )
 
 from minigpt.core.errors import UsageError
-from minigpt.core.infer.sampling import SamplingParams, filtered, request_key, sample, uniform
+from minigpt.core.infer.sampling import Sampler, SamplingParams, request_key, sample, uniforms
 
 
 @dataclass
@@ -38,6 +38,10 @@ class Row:
 def at(key: int, position: int, params: SamplingParams | None = None) -> Row:
     """A row whose next token stands at `position`."""
     return Row(params or SamplingParams(), prompt=range(position), key=key)
+
+
+def filtered(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    return sample(logits, rows)[1]
 
 
 def theirs(params: SamplingParams, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -139,9 +143,28 @@ def test_draws_follow_the_distribution(vary):
     assert abs(chi_square(counts, (logits / 0.8).double().softmax(0))) < 4
 
 
+def splitmix64(x: int) -> int:
+    """Steele et al., 2014, as published: the output of a generator whose state is x."""
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
+def test_draws_are_counters():
+    """In exact arithmetic, for any 64 bits; and a position's number does not depend on where counting began."""
+    assert splitmix64(0) == 0xE220A8397B1DCDAF  # the generator's first number from seed 0
+    keys = [0, 1, 2**63 - 1, 2**63, 2**64 - 1, *(request_key(5, n, [n, 7]) for n in range(20))]
+    positions = [3 * i for i in range(len(keys))]
+    each = zip(keys, positions, strict=True)
+    want = [[(splitmix64(k ^ splitmix64(p + i)) >> 11) / 2**53 for i in range(9)] for k, p in each]
+    assert uniforms(keys, positions, 9).tolist() == want
+    assert uniforms(keys, [p + 4 for p in positions], 3).tolist() == [row[4:7] for row in want]
+
+
 def test_neighbouring_draws_are_independent():
     """Pairs of draws at following positions fill the unit square evenly."""
-    draws = torch.tensor([uniform(request_key(7, 0, [1, 2]), i) for i in range(20_000)], dtype=torch.float64)
+    draws = uniforms([request_key(7, 0, [1, 2])], [0], 20_000)[0]
     assert draws.min() >= 0 and draws.max() < 1
     cells = (draws[:-1] * 10).long() * 10 + (draws[1:] * 10).long()
     counts = torch.bincount(cells, minlength=100).double()
@@ -190,6 +213,28 @@ def test_a_row_depends_on_itself_only(size):
         assert torch.equal(same[0], found[i])
     backwards, _ = sample(logits.flip(0), rows[::-1])
     assert backwards == ids[::-1]
+
+
+def test_step_after_step_is_each_by_itself():
+    """One sampler over many steps chooses what new ones would, which are told all that was said before."""
+    torch.manual_seed(0)
+    least = SamplingParams(temperature=0.8, min_tokens=9, repetition_penalty=0.7, logit_bias={5: 4.0})
+    rows = [Row(p, prompt=range(i), key=request_key(3, 0, [i])) for i, p in enumerate((*MIXED, least))]
+    rows[-1].ends = frozenset({5, 7})
+    rows[2].ends = frozenset({5})
+    for row in rows:
+        row.ids = [1, 2, 2]
+    kept = Sampler(rows, 60, torch.device("cpu"), steps=4)
+    for _ in range(14):
+        logits = torch.randn(len(rows), 60) * 2
+        want, same = sample(logits, rows)
+        kept.prepare(1)
+        got, found = kept(logits)
+        assert got.tolist() == want
+        assert torch.equal(found, same)
+        for row, id in zip(rows, want, strict=True):
+            row.ids = [*row.ids, id]
+    assert 5 not in rows[-1].ids[3:9] and 5 in rows[-1].ids[9:]
 
 
 def test_penalties_count_what_the_answer_has():

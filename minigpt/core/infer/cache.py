@@ -149,6 +149,10 @@ class Slots:
                 self._views[key] = found
         return found
 
+    def addresses(self) -> list[int]:
+        """Where everything lies: it moves when rows or positions are added."""
+        return [x.data_ptr() for layer in self._layers for x in layer]
+
     def take(self, row: int, begin: int, length: int, copy: bool = False) -> Piece:
         return Piece(length, copies=[(k[row, :, begin:][:, :length].clone(), v[row, :, begin:][:, :length].clone())
                                      for k, v in self._layers])  # fmt: skip

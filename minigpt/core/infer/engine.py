@@ -19,6 +19,7 @@ from torch import Tensor
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import UsageError
 from minigpt.core.infer import prefix
+from minigpt.core.infer.ahead import STEPS, Ahead, can
 from minigpt.core.infer.cache import PAGE, Pages, Pool, Slots
 from minigpt.core.infer.compiled import CompiledStep
 from minigpt.core.infer.request import Completion, Request
@@ -49,6 +50,8 @@ class Engine:
     a request may still need that is set aside when it is let in, and below 1 the newest are set aside when it is short.
     prefix_tokens: prompt tokens kept for prompts that begin alike; 0 = none.
     compile: put decoding through torch.compile; see `compiled.py`. MissingError where there is no compiler.
+    ahead: tokens of each answer that are computed before one is looked at (see `ahead.py`), which is as often as a
+    stream says something; None = 16 on CUDA, 1 elsewhere. Pages, forms and top_logprobs are looked at one by one.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Engine:
         reserve: float = 1.0,
         prefix_tokens: int = 8192,
         compile: bool = False,
+        ahead: int | None = None,
     ):
         if isinstance(model, Decoder):
             assert tokenizer is not None, "a bare Decoder needs its tokenizer"
@@ -90,6 +94,10 @@ class Engine:
         self._sampler: Sampler | None = None
         self._compiled = CompiledStep(self.model, self.pool) if compile else None
         self._group = sys.maxsize if compile else 0  # rows of one forward, found when it is first needed
+        steps = ahead or (STEPS if self.device.type == "cuda" else 1)
+        self._ahead = None
+        if steps > 1 and isinstance(self.pool, Slots):
+            self._ahead = Ahead(self.model, self.pool, self._compiled or self._logits, steps)
         self._version: object = None
         self._compiler: Compiler | None = None
 
@@ -241,11 +249,34 @@ class Engine:
         try:
             self._make_room()
             fresh = self._fill()
+            if self._ahead is not None and not fresh and self.filling is None and self._goes_ahead():
+                return self._several(self._ahead)
             logits = [*self._decode(self.live[: len(self.live) - sum(map(len, fresh))]), *fresh]
             return self._sample(torch.cat(logits) if len(logits) > 1 else logits[0]) if logits else []
         except BaseException:
             self._clear()
             raise
+
+    def _goes_ahead(self) -> bool:
+        """Whether several tokens of every live row can be computed at once, all rows in one forward."""
+        if len(self.live) > FEWEST_ROWS and not self._group:
+            self._group = steady_rows(self.model)
+        return bool(self.live) and len(self.live) <= (self._group or FEWEST_ROWS) and can(self.live)
+
+    def _several(self, ahead: Ahead) -> list[Piece]:
+        """Some tokens for every live row."""
+        requests, count = list(self.live), len(self.live)
+        idle = range(count, ahead.rows(count, self._fewest_rows(count)))
+        tokens, logprobs = ahead(requests, [self._unwritten(row) for row in idle], self._fewest_keys)
+        out: list[Piece] = []
+        for step, chosen in enumerate(tokens):
+            for row, request in enumerate(requests):
+                if request.finish_reason is None:
+                    if request.params.logprobs:
+                        request.logprobs.append(logprobs[step][row])
+                    out.append((request, request.accept(chosen[row])))
+        self._leave_finished(requests)
+        return out
 
     def _sample(self, logits: Tensor) -> list[Piece]:
         """One token for every live row. logits: (B, V)."""
@@ -257,10 +288,13 @@ class Engine:
         tokens: list[int] = chosen.tolist()
         _record(requests, tokens, logits)
         out = [(request, request.accept(token)) for request, token in zip(requests, tokens, strict=True)]
+        self._leave_finished(requests)
+        return out
+
+    def _leave_finished(self, requests: Sequence[Request]) -> None:
         for row in reversed(range(len(requests))):
             if requests[row].finish_reason is not None:
                 self._leave(row)
-        return out
 
     def _leave(self, row: int) -> None:
         """Free a live row. The last live one takes its place, and the one that is being filled takes the last one's:
@@ -424,17 +458,25 @@ class Engine:
     def _forward(self, requests: Sequence[Request], first: int) -> Tensor:
         """Rows first … and, where these are too few, some behind them that compute on unseen. Returns (B, V)."""
         end = first + len(requests)
-        fewest = FEWEST_ROWS if self.rows > 1 else 1
-        if self._compiled is not None:
-            fewest = self._compiled.rows(len(requests))
-        idle = range(end, first + fewest)
+        idle = range(end, first + self._fewest_rows(len(requests)))
         at = [r.position for r in requests] + [self._unwritten(row) for row in idle]
         ids = torch.tensor([r.ids[-1] for r in requests] + [0] * len(idle), device=self.device)[:, None]
         positions = torch.tensor(at, device=self.device)[:, None]
         if self._compiled is not None:
             return self._compiled(ids, positions, max(at) + 1)[: len(requests)]
-        window = self.pool.window(first, positions, max(self._fewest_keys, *(p + 1 for p in at)))
-        return self.model.head(self.model.hidden(ids, positions, window)[:, 0])[: len(requests)]
+        seen = max(self._fewest_keys, *(p + 1 for p in at))
+        return self._logits(ids, positions, seen, first)[: len(requests)]
+
+    def _logits(self, ids: Tensor, position_ids: Tensor, seen: int, first: int = 0) -> Tensor:
+        """(B, V) of the next token, for rows first … first + B. ids, position_ids: (B, 1)."""
+        window = self.pool.window(first, position_ids, seen)
+        return self.model.head(self.model.hidden(ids, position_ids, window)[:, 0])
+
+    def _fewest_rows(self, count: int) -> int:
+        """How many rows a forward for so many has at least."""
+        if self._compiled is not None:
+            return self._compiled.rows(count)
+        return FEWEST_ROWS if self.rows > 1 else 1
 
     def _unwritten(self, row: int) -> int:
         """A position of a row that will be written before it is read."""

@@ -234,10 +234,11 @@ LOADS = {
     "pages": {"paged": True, "cache_tokens": 4096},
     "too few pages": {"paged": True, "cache_tokens": 640, "reserve": 0.3},
     "nothing remembered": {"prefix_tokens": 0},
+    "ahead": {"ahead": 6},
 }
 
 
-def any_requests(seed: int, count: int) -> list[tuple[list[int], SamplingParams]]:
+def any_requests(seed: int, count: int, logprobs: bool = False) -> list[tuple[list[int], SamplingParams]]:
     """Prompts that share beginnings or not, with parameters of every kind."""
     dice = random.Random(seed)
     beginnings = prompts(300, 40)
@@ -255,6 +256,7 @@ def any_requests(seed: int, count: int) -> list[tuple[list[int], SamplingParams]
             logit_bias=dice.choice(({}, {30: 2.0})),
             stop=dice.choice(((), ("\u00fb",))),
             seed=i,
+            logprobs=logprobs,
         )))  # fmt: skip
     return asked
 
@@ -300,8 +302,7 @@ def test_the_same_text_at_any_load(load, dtype, seed):
     model = tiny("qwen3", max_position_embeddings=512)
     model = model.bfloat16() if dtype == "bfloat16" else model
     {"int8": lean.int8, "fp16": lean.fp16}.get(dtype, lean.fuse)(model)
-    asked = any_requests(seed, 24)
-    asked = [(prompt, replace(params, logprobs=True)) for prompt, params in asked]
+    asked = any_requests(seed, 24, logprobs=True)
     alone = []
     for prompt, params in asked:
         alone.append(Engine(model, Letters(), prefix_tokens=0).generate([prompt], params)[0])

@@ -1,6 +1,7 @@
 """Sampling speed: minigpt's engine beside transformers' generate and llama.cpp, on the same weights.
 
-Model: `minimind2-small` (26M, Llama, vocabulary 6,400) with random weights, written once as a folder and as GGUF Q8_0.
+Model: `minimind2-small` (26M, Llama, vocabulary 6,400) with random weights, written once as a folder and as GGUF Q8_0;
+with --device cuda `minimind3` (64M, Qwen3), beside transformers alone.
 Every block is a fresh process with 2 threads (`peers/generation.py`), greedy, and every answer has exactly --new tokens
 behind a prompt of --prompt random tokens. Blocks come in turn, all sides once a round, so that a change of the
 machine's pace meets all of them. A block's figure is the median of its repeats after a warm-up: new tokens a second of
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 import measure
 
-SIZE = "minimind2-small"
+SIZES = {"cpu": "minimind2-small", "cuda": "minimind3"}
 PEER = measure.HERE / "peers" / "generation.py"
 
 
@@ -50,7 +51,7 @@ def ours(rows: int, dtype: str = "float32", quant: str = "", **more: bool) -> Bl
 
 HF, CPP = "transformers", "llama.cpp"
 # ours, theirs, the ratio to reach
-PAIRS = [
+ON_CPU = [
     (ours(1, "bfloat16"), Block(HF, 1, "bfloat16"), 2.5),
     (ours(1, quant="fp16"), Block(HF, 1, "bfloat16"), 2.5),
     (ours(1, quant="fp16", compile=True), Block(HF, 1, "bfloat16"), 2.5),
@@ -65,6 +66,11 @@ PAIRS = [
     (ours(32, quant="int8"), Block(CPP, 32), 1.2),
     (ours(32, quant="int8", compile=True), Block(CPP, 32), 1.2),
     (ours(1, "bfloat16", prefill=True), Block(CPP, 1, prefill=True), 1.2),
+]
+ON_CUDA = [
+    (ours(rows, "bfloat16", compile=compile), Block(HF, rows, "bfloat16"), goal)
+    for rows, goal in ((1, 10.0), (32, 10.0), (256, 20.0))
+    for compile in (False, True)
 ]
 
 
@@ -87,13 +93,14 @@ class Bench:
             "new": a.new,
             "repeats": a.within,
             "vocab": 6400,
+            "device": a.device,
         }
         child = measure.run([sys.executable, str(PEER), json.dumps(job)], self.env)
         tokens = block.rows * (job["prompt"] if block.prefill else a.new)
         return tokens / measure.middle(child.result["seconds"])
 
 
-def make_model(work: Path, tokenizer: Path) -> Path:
+def make_model(work: Path, tokenizer: Path, size: str) -> Path:
     """The folder and the GGUF file of one random model."""
     import torch
 
@@ -102,11 +109,11 @@ def make_model(work: Path, tokenizer: Path) -> Path:
     from minigpt.core.models import folder
     from minigpt.core.models.decoder import Decoder
 
-    path = work / "model"
+    path = work / size
     if not path.with_suffix(".gguf").exists():
         torch.manual_seed(0)
         tokens = Tokenizer.load(tokenizer)
-        config = folder.create(SIZE, tokens.vocab_size)
+        config = folder.create(size, tokens.vocab_size)
         roles = {"bos_token_id": tokens.role("bos_token"), "pad_token_id": tokens.pad_id}
         folder.write(path, Decoder(config), config, eos_token_id=tokens.eos_ids, **roles)
         tokens.save(path)
@@ -121,16 +128,17 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt that is only read")
     parser.add_argument("--within", type=int, default=5, help="repeats within a block")
     parser.add_argument("--only", default="", help="pairs whose names hold this")
+    parser.add_argument("--device", default="cpu", choices=SIZES, help="cuda: other pairs, a model of 64M")
     args = parser.parse_args()
     if args.smoke:
         args.repeats, args.within, args.new, args.prefill = 1, 1, 8, 64
-    pairs = [p for p in PAIRS if args.only in f"{p[0].name} / {p[1].name}"]
+    pairs = [p for p in {"cpu": ON_CPU, "cuda": ON_CUDA}[args.device] if args.only in f"{p[0].name} / {p[1].name}"]
     facts = measure.machine(args.threads)
     print(measure.banner(facts), file=sys.stderr)
     with measure.workplace(args.work, args.smoke) as work:
         env = measure.environment(args.threads, work / "cache", TORCHINDUCTOR_CACHE_DIR=str(work / "inductor"))
         small = measure.first_lines(args.data, 2000, work / "text.jsonl")
-        bench = Bench(args, make_model(work, measure.tokenizer(small, work, env)), env)
+        bench = Bench(args, make_model(work, measure.tokenizer(small, work, env), SIZES[args.device]), env)
         blocks = dict.fromkeys(block for pair in pairs for block in pair[:2])
         sides = {block.name: (lambda block=block: bench.run(block)) for block in blocks}
         found = measure.interleave(sides, args.repeats, "{:,.0f} tokens/s".format)

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from minigpt.core.infer.model import Model
 
 CHUNK = 256  # prompt tokens computed at once: bounds the memory of attention, and is what prompts can share
-GRAIN = 16  # to a multiple of which prompts are filled up where several are computed at once
+GRAIN = 16, 64  # to a multiple of which prompts are filled up where several are computed at once: on a CPU, elsewhere
 POOL = 65_536  # tokens of a paged cache, where nothing else is asked for
-PREFILL = 2 * CHUNK  # prompt tokens computed between two tokens of the answers that are being made
+PREFILL = 2 * CHUNK, 64 * CHUNK  # prompt tokens computed between two tokens of the answers that are being made
 assert CHUNK % PAGE == 0
 
 END = object()  # of the requests
@@ -87,8 +87,11 @@ class Engine:
         self.live: list[Request] = []  # row i of the cache belongs to live[i] …
         self.filling: Request | None = None  # … and the next one to the request whose prompt is being computed
         quantised = self.model.quantised_head is not None
-        # No row's bits depend on how many there are; but of a single head attention is computed in another way.
-        self._prompts_together = quantised and dtype == torch.float32 and all(spec.heads > 1 for spec in specs)
+        # On a CPU only where no row's bits depend on how many there are; of a single head they do, in attention.
+        steady = quantised and dtype == torch.float32 and all(spec.heads > 1 for spec in specs)
+        elsewhere = self.device.type != "cpu"
+        self._prompts_together = steady or elsewhere
+        self._grain, self._prefill = (GRAIN[elsewhere] if self._prompts_together else 1), PREFILL[elsewhere]
         self._fewest_keys = steady_keys(self.model)
         self.pool.prepare(1, self._fewest_keys)
         self._sampler: Sampler | None = None
@@ -337,7 +340,7 @@ class Engine:
         (n, V) of the first token of each n that became live together.
         """
         fresh: list[Tensor] = []
-        budget = PREFILL
+        budget = self._prefill
         while budget > 0 and (self.filling or self._let_in(bool(fresh))):
             request, row = self.filling, len(self.live)
             if request is None:  # it had been set aside, and is live again
@@ -412,8 +415,7 @@ class Engine:
 
     def _filled_up(self, length: int) -> int:
         """How many tokens are computed for so many: always the same number, whatever stands beside them."""
-        grain = GRAIN if self._prompts_together else 1
-        return max(FEWEST_ROWS, -(-length // grain) * grain)
+        return max(FEWEST_ROWS, -(-length // self._grain) * self._grain)
 
     def _next_chunk(self, group: Sequence[Request], row: int, size: int) -> Tensor:
         """Compute the next chunk of prompts in consecutive rows, filled up to `size`. Returns hidden (B, C) behind

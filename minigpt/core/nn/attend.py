@@ -15,7 +15,7 @@ from torch import Tensor
 from minigpt.core.nn.seqinfo import QUERIES, DocumentPlan, HeadPlan, Piece, SeqInfo
 
 FEW_QUERIES = 16  # below this a CPU multiplies faster in float32, conversion included
-KEYS = 256  # summed at once: a product over more splits its sum by their number, so that reading more would show
+KEYS = 256  # summed at once by a CPU, which splits longer sums by their length: reading more would show
 TILE_BYTES = 1 << 20  # attention weights computed at once: they stay in a core's cache between the operations
 
 
@@ -141,7 +141,7 @@ def _cached(q: Tensor, k: Tensor, v: Tensor, seq: SeqInfo) -> Tensor:
     k, v = k.reshape(rows * kv, keys, dim), v.reshape(rows * kv, keys, dim)
     hidden = seq.hidden(keys, kv, heads // kv, exact)
     weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=dim**-0.5).softmax(-1)  # (B * K, G * T, S)
-    if torch.compiler.is_compiling() or keys <= KEYS:  # a compiled program does not know the number of keys
+    if torch.compiler.is_compiling() or not q.is_cpu or keys <= KEYS:  # a program does not know the number of keys
         out = torch.bmm(weights, v)
     else:
         out = torch.bmm(weights[..., :KEYS], v[:, :KEYS])

@@ -1,9 +1,9 @@
 """Tokens a second of one engine: a process of its own for each block of generate_speed.py.
 
 argv[1]: a JSON object: side (`transformers`, `llama.cpp`, `minigpt`), model (a folder, or a .gguf file), dtype, quant,
-compile, threads, prompt (tokens), new (tokens), rows, repeats, prefill. Prints a JSON object with the seconds of every
-repeat after a warm-up: from the asking until the last token of the last answer is there, prompts included; with
-`prefill`, until the first token.
+compile, device, threads, prompt (tokens), new (tokens), rows, repeats, prefill. Prints a JSON object with the seconds
+of every repeat after a warm-up: from the asking until the last token of the last answer is there, prompts included;
+with `prefill`, until the first token.
 Every answer is greedy and has exactly `new` tokens on every side. Prompts are random tokens, the same on every side.
 """
 
@@ -27,9 +27,10 @@ def transformers_side(job: Job) -> Answer:
 
     torch.set_num_threads(job["threads"])
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"])).eval()
+    model = model.to(job["device"])
 
     def answer(prompts: list[list[int]], new: int) -> list[int]:
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=job["device"])
         with torch.inference_mode():
             out = model.generate(
                 ids,
@@ -51,7 +52,7 @@ def minigpt_side(job: Job) -> Answer:
     from minigpt.core.infer.sampling import SamplingParams
 
     torch.set_num_threads(job["threads"])
-    model = minigpt.load(job["model"], "cpu", job["dtype"], job["quant"] or "none", compile=job["compile"])
+    model = minigpt.load(job["model"], job["device"], job["dtype"], job["quant"] or "none", compile=job["compile"])
     engine = minigpt.Engine(model, rows=job["rows"], prefix_tokens=0, compile=job["compile"])
 
     def answer(prompts: list[list[int]], new: int) -> list[int]:

@@ -271,6 +271,7 @@ class Engine:
         requests, count = list(self.live), len(self.live)
         idle = range(count, ahead.rows(count, self._fewest_rows(count)))
         tokens, logprobs = ahead(requests, [self._unwritten(row) for row in idle], self._fewest_keys)
+        self._sampler = None  # it has not heard of these tokens
         out: list[Piece] = []
         for step, chosen in enumerate(tokens):
             for row, request in enumerate(requests):

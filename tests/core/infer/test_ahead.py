@@ -98,6 +98,25 @@ def test_ahead_is_one_by_one(steps, quant):
     assert everything(r.completion() for r in made) == everything(want)
 
 
+def test_a_long_prompt_comes_between():
+    """While it is read the others go on one by one; before and after that, ahead."""
+    model = never_ends(tiny("llama", tie_word_embeddings=False, max_position_embeddings=2048))
+    lean.fuse(model)
+    params = SamplingParams(max_tokens=40, temperature=1.0, repetition_penalty=1.3, logprobs=True)
+    asked = [(p, params) for p in prompts(5, 9, 1500)]
+    one = Engine(model, Letters(), rows=8, ahead=4)
+    made = [one.request(prompt, params, i) for i, (prompt, params) in enumerate(asked)]
+    one.submit(made[0])
+    one.submit(made[1])
+    for _ in range(3):
+        one.step()
+    assert len(made[0].ids) == 9
+    one.submit(made[2])
+    while one.busy:
+        one.step()
+    assert everything(r.completion() for r in made) == everything(alone(model, asked))
+
+
 def test_the_host_looks_once_in_a_while(monkeypatch):
     """Sixteen tokens a look, fewer for the last ones; nothing is uploaded in between."""
     model = never_ends(tiny("llama", tie_word_embeddings=False))

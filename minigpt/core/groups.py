@@ -283,7 +283,7 @@ class LoadConfig:
 
     quant: str = opt(
         "none",
-        "weights in 8 bits: the fastest on a CPU, a little less exact; or in 16 for one answer at a time",
+        "int8: weights in 8 bits, the fastest on a CPU, a little less exact; fp16: in 16, for one answer at a time",
         panel="Model",
         choices=QUANTS,
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minigpt.core.infer.cache import Slots, stepped
-from minigpt.core.infer.compiled import ROWS
+from minigpt.core.infer.compiled import rounded
 from minigpt.core.infer.request import Request
 from minigpt.core.infer.sampling import Asked, Sampler, SamplingParams
 from minigpt.core.models.decoder import Decoder
@@ -116,8 +116,7 @@ class Ahead:
 
     def rows(self, count: int, fewest: int) -> int:
         """How many rows a step for so many answers has: of graphs there are few sizes."""
-        count = max(count, fewest)
-        return next((n for n in ROWS if n >= count), count) if self._graphs else count
+        return rounded(max(count, fewest)) if self._graphs else max(count, fewest)
 
     def _ready(self, requests: Sequence[Request], idle: Sequence[int]) -> _State:
         """Every request at its newest token; as the last call left them, if nothing came between."""

@@ -17,6 +17,11 @@ FEWEST_KEYS = 256  # of pages
 SHAPES = 64  # that are kept; torch's own limit is for programs that compile by mistake
 
 
+def rounded(count: int) -> int:
+    """The number of rows of which so many are computed: few numbers, since each is a program of its own."""
+    return next((n for n in ROWS if n >= count), count)
+
+
 class CompiledStep:
     """The logits of the next token, (B, V), for rows 0 … B of a cache.
 
@@ -43,12 +48,8 @@ class CompiledStep:
         }
         self._step = torch.compile(step, dynamic=False, options=options)
 
-    def rows(self, count: int) -> int:
-        """How many rows a step for `count` computes."""
-        return next((n for n in ROWS if n >= count), count)
-
     def __call__(self, ids: Tensor, position_ids: Tensor, seen: int) -> Tensor:
-        """ids, position_ids: (B, 1), B of `rows`. seen: a bound of the positions, exclusive."""
+        """ids, position_ids: (B, 1), B `rounded`. seen: a bound of the positions, exclusive."""
         keys = stepped(seen)
         if not isinstance(self._pool, Slots):  # tables of pages become a part of the program: few lengths of them
             keys = max(FEWEST_KEYS, 1 << (keys - 1).bit_length())

@@ -21,7 +21,7 @@ from minigpt.core.errors import UsageError
 from minigpt.core.infer import prefix
 from minigpt.core.infer.ahead import STEPS, Ahead, can
 from minigpt.core.infer.cache import PAGE, Pages, Pool, Slots
-from minigpt.core.infer.compiled import CompiledStep
+from minigpt.core.infer.compiled import CompiledStep, rounded
 from minigpt.core.infer.request import Completion, Request
 from minigpt.core.infer.sampling import Sampler, SamplingParams, request_key
 from minigpt.core.infer.steady import FEWEST_ROWS, steady_keys, steady_rows
@@ -262,9 +262,7 @@ class Engine:
 
     def _goes_ahead(self) -> bool:
         """Whether several tokens of every live row can be computed at once, all rows in one forward."""
-        if len(self.live) > FEWEST_ROWS and not self._group:
-            self._group = steady_rows(self.model)
-        return bool(self.live) and len(self.live) <= (self._group or FEWEST_ROWS) and can(self.live)
+        return bool(self.live) and len(self.live) <= self._most_rows(len(self.live)) and can(self.live)
 
     def _several(self, ahead: Ahead) -> list[Piece]:
         """Some tokens for every live row."""
@@ -452,9 +450,7 @@ class Engine:
 
     def _decode(self, known: Sequence[Request]) -> list[Tensor]:
         """One token further for the first rows. Returns (B, V) in groups."""
-        if len(known) > FEWEST_ROWS and not self._group:
-            self._group = steady_rows(self.model)
-        count = -(-len(known) // (self._group or FEWEST_ROWS))
+        count = -(-len(known) // self._most_rows(len(known)))
         borders = [len(known) * i // count for i in range(count + 1)] if known else []
         return [self._forward(known[begin:end], begin) for begin, end in pairwise(borders)]
 
@@ -475,10 +471,16 @@ class Engine:
         window = self.pool.window(first, position_ids, seen)
         return self.model.head(self.model.hidden(ids, position_ids, window)[:, 0])
 
+    def _most_rows(self, count: int) -> int:
+        """How many of so many rows a forward may have."""
+        if count > FEWEST_ROWS and not self._group:
+            self._group = steady_rows(self.model)
+        return self._group or FEWEST_ROWS
+
     def _fewest_rows(self, count: int) -> int:
         """How many rows a forward for so many has at least."""
         if self._compiled is not None:
-            return self._compiled.rows(count)
+            return rounded(count)
         return FEWEST_ROWS if self.rows > 1 else 1
 
     def _unwritten(self, row: int) -> int:

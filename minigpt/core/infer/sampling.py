@@ -275,18 +275,6 @@ class Sampler:
         return dense.to(self._device)
 
 
-def sample(logits: Tensor, rows: Sequence[Asked]) -> tuple[list[int], Tensor]:
-    """One token a row, and the logits (B, V) of the distributions they were drawn from.
-
-    logits: (B, V) float32. A draw is a function of a row's key and position.
-    """
-    sampler = Sampler(rows, logits.shape[-1], logits.device, steps=1)
-    sampler.prepare(1)
-    tokens, logits = sampler(logits)
-    ids: list[int] = tokens.tolist()
-    return ids, logits
-
-
 def _likeliest(logits: Tensor) -> Tensor:
     """The first of the largest, (B,). (`argmax` finds the same one, in three times the time.)"""
     return logits.max(-1).indices

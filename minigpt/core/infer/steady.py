@@ -26,7 +26,6 @@ from minigpt.core.nn.seqinfo import SeqInfo
 
 FEWEST_ROWS = 4  # products of fewer rows often have kernels of their own
 COUNTS = (5, 6, 7, 8, 9, 12, 15, 16, 20, 24, 31, 32, 33, 36, 48, 63, 64)  # on either side of where kernels change
-
 MANY_KEYS = 512  # of which attention surely has the kernel that it has for more
 
 

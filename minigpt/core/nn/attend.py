@@ -141,7 +141,8 @@ def _cached(q: Tensor, k: Tensor, v: Tensor, seq: SeqInfo) -> Tensor:
     k, v = k.reshape(rows * kv, keys, dim), v.reshape(rows * kv, keys, dim)
     hidden = seq.hidden(keys, kv, heads // kv, exact)
     weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=dim**-0.5).softmax(-1)  # (B * K, G * T, S)
-    if torch.compiler.is_compiling() or not q.is_cpu or keys <= KEYS:  # a program does not know the number of keys
+    # A compiled program does not know the number of keys, and no bits are promised of it or of a GPU.
+    if torch.compiler.is_compiling() or not q.is_cpu or keys <= KEYS:
         out = torch.bmm(weights, v)
     else:
         out = torch.bmm(weights[..., :KEYS], v[:, :KEYS])

@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 )
 
 from minigpt.core.errors import UsageError
-from minigpt.core.infer.sampling import Sampler, SamplingParams, request_key, sample, uniforms
+from minigpt.core.infer.sampling import Sampler, SamplingParams, request_key, uniforms
 
 
 @dataclass
@@ -38,6 +38,14 @@ class Row:
 def at(key: int, position: int, params: SamplingParams | None = None) -> Row:
     """A row whose next token stands at `position`."""
     return Row(params or SamplingParams(), prompt=range(position), key=key)
+
+
+def sample(logits: torch.Tensor, rows: Sequence[Row]) -> tuple[list[int], torch.Tensor]:
+    """One token a row, and the logits they were drawn from, by a sampler that is new."""
+    sampler = Sampler(rows, logits.shape[-1], logits.device, steps=1)
+    sampler.prepare(1)
+    tokens, found = sampler(logits)
+    return tokens.tolist(), found
 
 
 def filtered(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:

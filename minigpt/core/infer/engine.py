@@ -36,6 +36,7 @@ CHUNK = 256  # prompt tokens computed at once: bounds the memory of attention, a
 GRAIN = 16, 64  # to a multiple of which prompts are filled up where several are computed at once: on a CPU, elsewhere
 POOL = 65_536  # tokens of a paged cache, where nothing else is asked for
 PREFILL = 2 * CHUNK, 64 * CHUNK  # prompt tokens computed between two tokens of the answers that are being made
+FIRST = 8 * CHUNK  # and, where more, before the first answer is begun: nobody waits meanwhile for a next token
 assert CHUNK % PAGE == 0
 
 END = object()  # of the requests
@@ -208,6 +209,7 @@ class Engine:
                     if not isinstance(request, Request):
                         break
                     given.append(request)
+                    request.streams = False
                     self.submit(request)
                 if self.busy:
                     self.step()
@@ -339,14 +341,14 @@ class Engine:
         (n, V) of the first token of each n that became live together.
         """
         fresh: list[Tensor] = []
-        budget = self._prefill
+        budget = self._prefill if self.live else max(self._prefill, FIRST)
         while budget > 0 and (self.filling or self._let_in(bool(fresh))):
             request, row = self.filling, len(self.live)
             if request is None:  # it had been set aside, and is live again
                 continue
             group, hidden = [request], self._remembered(request, row)
             if hidden is None:
-                group += self._beside(request, budget)
+                group += self._beside(request, min(budget, self._prefill))
                 size = self._filled_up(min(CHUNK, len(request.prompt) - request.filled))
                 hidden = self._next_chunk(group, row, size)
                 budget -= len(group) * size

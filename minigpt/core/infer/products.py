@@ -3,7 +3,7 @@
 A row's bits never depend on how many rows there are: integers add up exactly in any order, and each of the kernels that
 take turns rounds the same numbers the same way.
 
-Shapes: M tokens · N outputs · K inputs.
+Shapes: N outputs · K inputs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Packed:
         _packed[self.number] = self
 
     def product(self, x: Tensor) -> Tensor:
-        """x: (M, K) float32. Returns (M, N) float32."""
+        """x: (..., K) float32. Returns (..., N) float32."""
         raise NotImplementedError
 
     def called(self, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _packed_product(x: Tensor, number: int, outputs: int) -> Tensor:
 
 @torch.library.register_fake("minigpt::packed_product")
 def _packed_product_shape(x: Tensor, number: int, outputs: int) -> Tensor:
-    return x.new_empty(x.shape[0], outputs)
+    return x.new_empty(*x.shape[:-1], outputs)
 
 
 class Int8Linear(Packed):
@@ -98,31 +98,31 @@ class Int8Linear(Packed):
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (..., K). Returns (..., N) in x's type."""
-        flat = x.reshape(-1, x.shape[-1])  # (M, K)
-        if x.dtype != torch.float32:
-            flat = flat.float()
-        size = flat.abs().amax(-1, True)
-        steps = (flat * (self.steps_a_side / size).clamp_max_(LARGEST)).round_()
-        if not (self.compile and torch.compiler.is_compiling()):
-            out = self.product(steps)
-        elif self.few is not None and steps.shape[0] < FEW_COMPILED:
-            out = self.called(steps)
-        else:
-            out = self._plain(steps)
-        out = out.mul_(size).view(*x.shape[:-1], -1)
+        wide = x if x.dtype == torch.float32 else x.float()
+        size = wide.abs().amax(-1, True)
+        steps = (wide * (self.steps_a_side / size).clamp_max_(LARGEST)).round_()
+        out = self.compiled(steps) if self.compile and torch.compiler.is_compiling() else self.product(steps)
+        out = out.mul_(size)
         return out if x.dtype == torch.float32 else out.to(x.dtype)
 
-    def product(self, steps: Tensor) -> Tensor:
-        """steps: (M, K) whole numbers from -127 to 127 in float32. Returns (M, N) float32, with W's scales."""
+    def product(self, x: Tensor) -> Tensor:
+        """x: (..., K) whole numbers from -127 to 127 in float32. Returns (..., N) float32, with W's scales."""
         if self.few is None:
-            return self._plain(steps)
-        if self.many is not None and steps.shape[0] >= MANY:
-            return self.many(steps)
-        return self.few(steps).mul_(self.scale)
+            return self._plain(x)
+        if self.many is not None and x.shape[:-1].numel() >= MANY:
+            return self.many(x)
+        return self.few(x).mul_(self.scale)
 
-    def _plain(self, steps: Tensor) -> Tensor:
+    def compiled(self, x: Tensor) -> Tensor:
+        """The same, in a compiled program."""
+        if self.few is not None and x.shape[:-1].numel() < FEW_COMPILED:
+            return self.called(x)
+        return self._plain(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
         assert self.steps is not None, "laid out for FBGEMM alone"
-        return torch._int_mm(steps.to(torch.int8), self.steps.t()) * self.scale
+        flat = x.to(torch.int8).view(-1, x.shape[-1])
+        return (torch._int_mm(flat, self.steps.t()) * self.scale).view(*x.shape[:-1], -1)
 
 
 @functools.cache
@@ -156,13 +156,18 @@ class _FewRows:
             self.packed = torch.fbgemm_pack_quantized_matrix(padded)
             self.sums = steps.sum(1, dtype=torch.int32)
             self.bias = torch.zeros(len(steps))
-            self.ends = torch.tensor([[-128.0, 127.0]])
             self(torch.zeros(1, steps.shape[1]))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (M, K) whole numbers from -127 to 127 in float32. Returns (M, N) float32."""
-        x = torch.cat((x, self.ends.expand(x.shape[0], 2)), 1)
+        """x: (..., K) whole numbers from -127 to 127 in float32. Returns (..., N) float32."""
+        x = torch.cat((x, _ends(x.shape[:-1])), -1)
         return FEW_INT8(x, self.shape, self.packed, self.sums, 1.0, 0, self.bias)
+
+
+@functools.lru_cache(64)
+def _ends(shape: tuple[int, ...]) -> Tensor:
+    """The ends of FBGEMM's steps behind each of some tokens: (*shape, 2)."""
+    return torch.tensor([-128.0, 127.0]).expand(*shape, 2)
 
 
 class _ManyRows:
@@ -194,7 +199,7 @@ class Fp16Linear(Packed):
     def __call__(self, x: Tensor) -> Tensor:
         """x: (..., K). Returns (..., N) in x's type."""
         if torch.compiler.is_compiling():
-            return self.called(x.reshape(-1, x.shape[-1]).float()).view(*x.shape[:-1], -1).to(x.dtype)
+            return self.called(x.float()).to(x.dtype)
         return self.product(x) if x.dtype == torch.float32 else self.product(x.float()).to(x.dtype)
 
     def product(self, x: Tensor) -> Tensor:

@@ -44,8 +44,9 @@ class Request:
     """A sequence being made.
 
     prompt_index: for the caller. limit: of new tokens. key: of its random draws. ends: tokens that end it.
-    keys: names of the prompt's chunks. filled: prompt tokens computed. swapped: its past while it waits outside of the
-    cache. fault: why it ended without being done; a request takes no other with it.
+    streams: whether somebody reads its text as it comes. keys: names of the prompt's chunks. filled: prompt tokens
+    computed. swapped: its past while it waits outside of the cache. fault: why it ended without being done; a request
+    takes no other with it.
     """
 
     prompt_index: int
@@ -57,6 +58,7 @@ class Request:
     detokenizer: Detokenizer
     stop: StopText
     constraint: Constraint | None = None
+    streams: bool = True
     keys: list[bytes] = field(default_factory=list)
     filled: int = 0
     fault: MinigptError | None = None
@@ -100,7 +102,10 @@ class Request:
             self.end_id, self.finish_reason = id, "stop"
         else:
             self.ids.append(id)
-            out = self.stop.add(self.detokenizer.add(id))
+            if self.streams or self.params.stop:
+                out = self.stop.add(self.detokenizer.add(id))
+            else:  # decoding each token takes time, all at once next to none
+                self.detokenizer.hold(id)
             if len(self.ids) >= self.limit:
                 self.finish_reason = "length"
         if self.finish_reason is not None:

@@ -135,7 +135,8 @@ class Sampler:
         self._left -= steps
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """logits: (B, V) float32. Returns tokens (B,), and the logits (B, V) of the distributions they come from.
+        """logits: (B, V) float32, edited in place. Returns tokens (B,), and the logits (B, V) of the distributions they
+        come from.
 
         Draws must have been made with `prepare`. Greedy rows are edited, but not filtered.
         """
@@ -186,12 +187,11 @@ class Sampler:
         if "bias" in c:
             logits = logits + c["bias"]
         if self._forms:
-            logits = logits.clone()
             for values, row in zip(logits, self.rows, strict=True):
                 row.constrain(values)
         if "ends" in c:
             values = logits.gather(1, c["ends"]).masked_fill_(c["wait"] > 0, -torch.inf)
-            logits = logits.scatter(1, c["ends"], values)
+            logits.scatter_(1, c["ends"], values)
         return logits
 
     def _count(self, tokens: Tensor) -> None:

@@ -23,12 +23,16 @@ class Detokenizer:
 
     def add(self, id: int) -> str:
         """The text that this id completes; empty while a character is not whole."""
-        self._ids.append(id)
+        self.hold(id)
         new = self._pending()
         if not new or new.endswith(BROKEN):
             return ""
         self._start, self._done = self._done, len(self._ids)
         return new
+
+    def hold(self, id: int) -> None:
+        """Take an id without looking for text; the next `add` or `finish` emits it."""
+        self._ids.append(id)
 
     def finish(self) -> str:
         """What is left: half a character as U+FFFD."""

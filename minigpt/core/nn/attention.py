@@ -44,14 +44,13 @@ class Attention(nn.Module):
             q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
             if self.q_norm is not None and self.k_norm is not None:
                 q, k = self.q_norm(q), self.k_norm(k)  # norm, then rotate: Qwen3's order
-            q, k = seq.rope(q), seq.rope(k)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H|K, T, D)
+            q, k, v = (x.transpose(1, 2) for x in (seq.rope(q), seq.rope(k), v))  # (B, H|K, T, D)
         if cache is not None:
             k, v = cache.update(k, v)  # (B, K, S, D)
         return self.o_proj(attend(q, k, v, seq).transpose(1, 2).flatten(2))
 
     def _together(self, x: Tensor, seq: SeqInfo) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, T, H|K, D), turned. With few tokens the number of operations is the time, so
+        """Queries, keys and values (B, H|K, T, D), turned. With few tokens the number of operations is the time, so
         queries and keys go through them side by side.
         """
         both = self.heads + self.kv_heads
@@ -60,9 +59,9 @@ class Attention(nn.Module):
         else:
             flat = torch.cat([proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)], -1)
         heads = flat.view(*x.shape[:-1], both + self.kv_heads, self.head_dim)  # (B, T, H + 2K, D)
-        turned, v = heads.narrow(2, 0, both), heads.narrow(2, both, self.kv_heads)
+        turned, v = heads.split_with_sizes((both, self.kv_heads), 2)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = turned.narrow(2, 0, self.heads), turned.narrow(2, self.heads, self.kv_heads)
+            q, k = turned.split_with_sizes((self.heads, self.kv_heads), 2)
             turned = torch.cat((self.q_norm(q), self.k_norm(k)), 2)
-        turned = seq.rope(turned)
-        return turned.narrow(2, 0, self.heads), turned.narrow(2, self.heads, self.kv_heads), v
+        q, k = seq.rope(turned).transpose(1, 2).split_with_sizes((self.heads, self.kv_heads), 1)
+        return q, k, v.transpose(1, 2)

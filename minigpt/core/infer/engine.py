@@ -18,10 +18,11 @@ from torch import Tensor
 
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import UsageError
-from minigpt.core.infer import prefix
 from minigpt.core.infer.ahead import STEPS, Ahead, can
-from minigpt.core.infer.cache import PAGE, Pages, Pool, Slots
+from minigpt.core.infer.cache import Pages, Pool, Slots
 from minigpt.core.infer.compiled import CompiledStep, rounded
+from minigpt.core.infer.prefill import Prefill
+from minigpt.core.infer.prefix import Prefixes
 from minigpt.core.infer.request import Completion, Request
 from minigpt.core.infer.sampling import Sampler, SamplingParams, request_key
 from minigpt.core.infer.steady import FEWEST_ROWS, steady_keys, steady_rows
@@ -32,12 +33,7 @@ if TYPE_CHECKING:
     from minigpt.core.infer.constraint import Compiler
     from minigpt.core.infer.model import Model
 
-CHUNK = 256  # prompt tokens computed at once: bounds the memory of attention, and is what prompts can share
-GRAIN = 16, 64  # to a multiple of which prompts are filled up where several are computed at once: on a CPU, elsewhere
 POOL = 65_536  # tokens of a paged cache, where nothing else is asked for
-PREFILL = 2 * CHUNK, 64 * CHUNK  # prompt tokens computed between two tokens of the answers that are being made
-FIRST = 8 * CHUNK  # and, where more, before the first answer is begun: nobody waits meanwhile for a next token
-assert CHUNK % PAGE == 0
 
 END = object()  # of the requests
 Piece = tuple[Request, str]  # whose text, and what of it became final
@@ -83,16 +79,9 @@ class Engine:
             self.pool: Pool = Pages(specs, self.device, dtype, tokens, reserve)
         else:
             self.pool = Slots(specs, self.device, dtype, cache_tokens)
-        self.prefixes = prefix.Prefixes(self.pool, prefix_tokens)
-        self.waiting: deque[Request] = deque()
-        self.live: list[Request] = []  # row i of the cache belongs to live[i] …
-        self.filling: Request | None = None  # … and the next one to the request whose prompt is being computed
-        quantised = self.model.quantised_head is not None
-        # On a CPU only where no row's bits depend on how many there are; of a single head they do, in attention.
-        steady = quantised and dtype == torch.float32 and all(spec.heads > 1 for spec in specs)
-        elsewhere = self.device.type != "cpu"
-        self._prompts_together = steady or elsewhere
-        self._grain, self._prefill = (GRAIN[elsewhere] if self._prompts_together else 1), PREFILL[elsewhere]
+        self.prefixes = Prefixes(self.pool, prefix_tokens)
+        self.live: list[Request] = []  # row i of the cache belongs to live[i]
+        self.prefill = Prefill(self.model, self.pool, self.prefixes, self.live, rows)
         self._fewest_keys = steady_keys(self.model)
         self.pool.prepare(1, self._fewest_keys)
         self._sampler: Sampler | None = None
@@ -224,24 +213,24 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step has something to do."""
-        return bool(self.waiting or self.live or self.filling)
+        return bool(self.prefill.waiting or self.live or self.prefill.filling)
 
     def submit(self, request: Request) -> None:
         """Put a request in the queue; steps answer it. One that has finished stays as it is."""
         if not self.busy:
             self._look_at_weights()
         if request.finish_reason is None:
-            self.waiting.append(request)
+            self.prefill.waiting.append(request)
 
     @torch.inference_mode()
     def cancel(self, request: Request) -> None:
         """Forget an unfinished request, wherever it stands."""
-        if request in self.waiting:
-            self.waiting.remove(request)
+        if request in self.prefill.waiting:
+            self.prefill.waiting.remove(request)
             self._discard(request)
-        elif request is self.filling:
+        elif request is self.prefill.filling:
             self.pool.close(len(self.live))
-            self.filling = None
+            self.prefill.filling = None
         elif request in self.live:
             self._leave(self.live.index(request))
 
@@ -253,8 +242,8 @@ class Engine:
         """
         try:
             self._make_room()
-            fresh = self._fill()
-            if self._ahead is not None and not fresh and self.filling is None and self._goes_ahead():
+            fresh = self.prefill()
+            if self._ahead is not None and not fresh and self.prefill.filling is None and self._goes_ahead():
                 return self._several(self._ahead)
             logits = [*self._decode(self.live[: len(self.live) - sum(map(len, fresh))]), *fresh]
             return self._sample(torch.cat(logits) if len(logits) > 1 else logits[0]) if logits else []
@@ -310,17 +299,17 @@ class Engine:
             self.pool.move(last, row, self.live[last].position)  # its newest token is not computed yet
             self.live[row] = self.live[last]
         self.live.pop()
-        if self.filling is not None:
-            self.pool.move(last + 1, last, self.filling.filled)
+        if self.prefill.filling is not None:
+            self.pool.move(last + 1, last, self.prefill.filling.filled)
 
     def _clear(self) -> None:
         for row in range(self.rows):
             self.pool.close(row)
-        for request in self.waiting:
+        for request in self.prefill.waiting:
             self._discard(request)
-        self.waiting.clear()
+        self.prefill.waiting.clear()
         self.live.clear()
-        self.filling = None
+        self.prefill.filling = None
 
     def _discard(self, request: Request) -> None:
         if request.swapped is not None:
@@ -333,105 +322,6 @@ class Engine:
         if version != self._version:
             self.prefixes.clear()
             self._version = version
-
-    # -------------------------------------------------------------------------------------------- prompts
-
-    def _fill(self) -> list[Tensor]:
-        """Let requests in while there is room, and compute their prompts a chunk at a time, in turn. Returns logits
-        (n, V) of the first token of each n that became live together.
-        """
-        fresh: list[Tensor] = []
-        budget = self._prefill if self.live else max(self._prefill, FIRST)
-        while budget > 0 and (self.filling or self._let_in(bool(fresh))):
-            request, row = self.filling, len(self.live)
-            if request is None:  # it had been set aside, and is live again
-                continue
-            group, hidden = [request], self._remembered(request, row)
-            if hidden is None:
-                group += self._beside(request, min(budget, self._prefill))
-                size = self._filled_up(min(CHUNK, len(request.prompt) - request.filled))
-                hidden = self._next_chunk(group, row, size)
-                budget -= len(group) * size
-            if request.filled == len(request.prompt):
-                if len(group) == 1:
-                    hidden = hidden.expand(FEWEST_ROWS, -1)
-                fresh.append(self.model.head(hidden)[: len(group)])
-                self.live += group
-                self.filling = None
-        return fresh
-
-    def _let_in(self, fresh: bool) -> bool:
-        """Give the next request a row. False = none waits, or there is no room now. fresh: whether rows without a token
-        stand behind the others; one that goes on must come before them.
-        """
-        if not self.waiting or len(self.live) >= self.rows:
-            return False
-        request, row = self.waiting[0], len(self.live)
-        if (request.swapped is not None and fresh) or not self._open(request, row):
-            return False
-        self.waiting.popleft()
-        if request.swapped is None:
-            self.filling = request
-        else:
-            self.pool.put(row, 0, request.swapped)
-            request.swapped = None
-            self.live.append(request)
-        return True
-
-    def _open(self, request: Request, row: int) -> bool:
-        """Reserve a row for a request; False = there is no room even without the prompts that are remembered."""
-        at_once = len(request.prompt) + 1 if request.swapped is None else request.swapped.length + PAGE
-        while not self.pool.open(row, request.most, min(at_once, request.most)):
-            if not self.prefixes.forget():
-                return False
-        return True
-
-    def _remembered(self, request: Request, row: int) -> Tensor | None:
-        """Put the next chunk of a prompt into its row if it is known. Returns hidden (1, C) behind it."""
-        begin = request.filled
-        if begin == 0:
-            request.keys = list(prefix.keys(request.prompt, CHUNK))
-        known = self.prefixes.find(request.keys[begin // CHUNK])
-        if known is None:
-            return None
-        self.pool.put(row, begin, known.piece)
-        request.filled += known.piece.length
-        return known.hidden
-
-    def _beside(self, request: Request, budget: int) -> list[Request]:
-        """Let in those who wait next as long as the whole of their prompts can be computed with all of this one."""
-        size, together = self._filled_up(len(request.prompt)), [request]
-        if not self._prompts_together or len(request.prompt) > CHUNK:
-            return []
-        while self.waiting and len(self.live) + len(together) < self.rows and (len(together) + 1) * size <= budget:
-            other = self.waiting[0]
-            if other.swapped is not None or len(other.prompt) > CHUNK or self._filled_up(len(other.prompt)) != size:
-                break
-            other.keys = list(prefix.keys(other.prompt, CHUNK))
-            known = any(other.keys == one.keys for one in together) or self.prefixes.find(other.keys[0]) is not None
-            if known or not self._open(other, len(self.live) + len(together)):  # a known prompt costs nothing, in turn
-                break
-            together.append(self.waiting.popleft())
-        return together[1:]
-
-    def _filled_up(self, length: int) -> int:
-        """How many tokens are computed for so many: always the same number, whatever stands beside them."""
-        return max(FEWEST_ROWS, -(-length // self._grain) * self._grain)
-
-    def _next_chunk(self, group: Sequence[Request], row: int, size: int) -> Tensor:
-        """Compute the next chunk of prompts in consecutive rows, filled up to `size`. Returns hidden (B, C) behind
-        each.
-        """
-        begin, parts = group[0].filled, [r.prompt[r.filled : r.filled + CHUNK] for r in group]
-        ids = torch.tensor([[*part, *[0] * (size - len(part))] for part in parts], device=self.device)
-        positions = torch.arange(begin, begin + size, device=self.device).expand(len(group), -1)
-        window = self.pool.window(row, positions, begin + size)  # what fillers write is overwritten before it is read
-        hidden = self.model.hidden(ids, positions, window)
-        hidden = torch.stack([each[len(part) - 1] for each, part in zip(hidden, parts, strict=True)])
-        for i, (request, part) in enumerate(zip(group, parts, strict=True)):
-            self.prefixes.add(request.keys[begin // CHUNK], row + i, begin, len(part), hidden[i : i + 1])
-            request.filled += len(part)
-        return hidden
 
     # -------------------------------------------------------------------------------------------- answers
 
@@ -448,7 +338,7 @@ class Engine:
         request = self.live[row]
         request.swapped = self.pool.take(row, 0, request.position, copy=True)
         self._leave(row)
-        self.waiting.appendleft(request)
+        self.prefill.waiting.appendleft(request)
 
     def _decode(self, known: Sequence[Request]) -> list[Tensor]:
         """One token further for the first rows. Returns (B, V) in groups."""
@@ -489,7 +379,7 @@ class Engine:
         """A position of a row that will be written before it is read."""
         if row < len(self.live):
             return self.live[row].position + 1
-        return self.filling.filled if self.filling is not None and row == len(self.live) else 0
+        return self.prefill.filling.filled if self.prefill.filling is not None and row == len(self.live) else 0
 
 
 def _record(requests: Sequence[Request], tokens: Sequence[int], logits: Tensor) -> None:

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from minigpt.core.errors import UsageError
 from minigpt.core.infer import lean
 from minigpt.core.infer.cache import Pages
-from minigpt.core.infer.engine import CHUNK, Engine
+from minigpt.core.infer.engine import Engine
+from minigpt.core.infer.prefill import CHUNK
 from minigpt.core.infer.products import FP16
 from minigpt.core.infer.sampling import SamplingParams
 from minigpt.core.models import folder, model_types
@@ -289,8 +290,8 @@ def test_prompts_wait_for_answers(monkeypatch):
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda ids, *rest: shapes.append(tuple(ids.shape)) or hidden(ids, *rest))
     mine = Engine(model, Letters(), rows=16, prefix_tokens=0)
-    for prompt in prompts(*[128] * 24):
-        mine.submit(mine.request(prompt, SamplingParams(max_tokens=5 + len(mine.waiting) % 2, temperature=0)))
+    for i, prompt in enumerate(prompts(*[128] * 24)):
+        mine.submit(mine.request(prompt, SamplingParams(max_tokens=5 + i % 2, temperature=0)))
     filled = []
     while mine.busy:
         shapes.clear()

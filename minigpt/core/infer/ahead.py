@@ -9,6 +9,7 @@ Shapes: B rows, answers first · N steps.
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ class Ahead:
         self._current = None  # until this is done
         state.sampler.prepare(steps)
         state.step.zero_()
-        advance = self._graph(state, keys) if self._graphs else lambda: self._step(state, keys)
+        advance = self._graph(state, keys) or (lambda: self._step(state, keys))
         for _ in range(steps):
             advance()
         self._current = (state, list(requests), [r.position + steps for r in requests])
@@ -165,26 +166,42 @@ class Ahead:
         torch.minimum(s.position.add_(s.pace), s.last, out=s.position)
         s.step.add_(1)
 
-    def _graph(self, state: _State, keys: int) -> Callable[[], None]:
-        """The step as a recorded graph. What it reads and writes stays where it is."""
+    def _graph(self, state: _State, keys: int) -> Callable[[], None] | None:
+        """The step as a recorded graph. What it reads and writes stays where it is. None where there are no graphs."""
+        if not self._graphs:
+            return None
         if keys not in state.graphs:
             kept = [x.clone() for x in state.changing()]
             if "step" in state.sampler.columns:
                 state.sampler.columns["step"].zero_()  # there may be no draws left for what comes now
-            beside = torch.cuda.Stream(self._device)
-            beside.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(beside):  # libraries allocate and compilers compile in their first calls
-                for _ in range(2):
-                    self._step(state, keys)
-            torch.cuda.current_stream(self._device).wait_stream(beside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-                self._step(state, keys)
+            graph = self._recorded(state, keys)
             for x, before in zip(state.changing(), kept, strict=True):
                 x.copy_(before)
+            if graph is None:
+                return None
             state.graphs[keys] = graph
         replay: Callable[[], None] = state.graphs[keys].replay
         return replay
+
+    def _recorded(self, state: _State, keys: int) -> Any:
+        """A CUDAGraph of the step, which changes the state meanwhile. None, and never again, where that fails."""
+        beside = torch.cuda.Stream(self._device)
+        beside.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(beside):  # libraries allocate and compilers compile in their first calls
+            for _ in range(2):
+                self._step(state, keys)
+        torch.cuda.current_stream(self._device).wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+                self._step(state, keys)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as fault:  # drivers, libraries and compiled programs may each refuse
+            self._graphs = False
+            warnings.warn(f"CUDA graphs cannot be recorded, so answers come slower: {fault}", stacklevel=2)
+            return None
+        return graph
 
     def _forget_if_moved(self) -> None:
         """A graph holds addresses: of weights, of the cache, of the table of rotary angles."""

@@ -185,6 +185,27 @@ def test_memory_that_moves_is_recorded_anew(recorded):
     assert len(recorded) == 3  # short, long, and short in the new memory
 
 
+def test_where_nothing_can_be_recorded(recorded, monkeypatch):
+    """A refusal is said once, and answers are the same."""
+
+    @contextlib.contextmanager
+    def refuse(graph, **_):
+        with graph:
+            yield
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    model = never_ends(tiny("llama", tie_word_embeddings=False))
+    lean.fuse(model)
+    one = Engine(model, Letters(), rows=4, ahead=4, prefix_tokens=0)
+    params = SamplingParams(max_tokens=20, temperature=0.8, repetition_penalty=1.2, logprobs=True)
+    given = prompts(5, 9, 7)
+    with pytest.warns(UserWarning, match="not permitted") as said:
+        found = one.generate(given, params)
+    assert len(said) == 1
+    assert everything(found) == everything(alone(model, [(p, params) for p in given]))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", [False, True])
 def test_graphs_on_cuda(compile):
@@ -193,8 +214,9 @@ def test_graphs_on_cuda(compile):
     asked = any_requests(1, 12, logprobs=True)
     eager = Engine(model, Letters(), rows=4, ahead=1)
     graphs = Engine(model, Letters(), rows=4, compile=compile)
-    assert graphs._ahead is not None
     want, got = (e.generate([p for p, _ in asked], [params for _, params in asked]) for e in (eager, graphs))
+    assert graphs._ahead is not None
+    assert graphs._ahead._graphs, "recording was refused"
     for a, b in zip(want, got, strict=True):
         assert (a.ids, a.text, a.finish_reason) == (b.ids, b.text, b.finish_reason)
         assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), rtol=0, atol=1e-4)

@@ -68,8 +68,17 @@ class Pool(Protocol):
         """
         ...
 
-    def window(self, first: int, position_ids: Tensor, seen: int) -> Cache:
-        """Rows `first` … for a forward of position_ids (B, T), no query of which stands at `seen` or beyond."""
+    def window(self, first: int, position_ids: Tensor, seen: int, places: Tensor | None = None) -> Cache:
+        """Rows `first` … for a forward of position_ids (B, T), no query of which stands at `seen` or beyond.
+
+        places: what `places` says of these rows; None = ask it.
+        """
+        ...
+
+    def places(self, first: int, rows: int, seen: int) -> Tensor | None:
+        """Where the first `seen` positions of some rows lie, if that changes from step to step: a compiled program must
+        be told.
+        """
         ...
 
     def take(self, row: int, begin: int, length: int, copy: bool = False) -> Piece:
@@ -131,7 +140,10 @@ class Slots:
             capacity = 1 << (capacity - 1).bit_length()
         self._grow(max(rows, self.rows), capacity)
 
-    def window(self, first: int, position_ids: Tensor, seen: int) -> Cache:
+    def places(self, first: int, rows: int, seen: int) -> None:
+        return None
+
+    def window(self, first: int, position_ids: Tensor, seen: int, places: Tensor | None = None) -> Cache:
         rows, length = position_ids.shape
         held = min(self.capacity, stepped(seen) if length == 1 else pages(seen) * PAGE)
         self._grow(first + rows, self.capacity)
@@ -292,12 +304,16 @@ class Pages:
     def prepare(self, rows: int, capacity: int) -> None:
         pass
 
-    def window(self, first: int, position_ids: Tensor, seen: int) -> Cache:
+    def places(self, first: int, rows: int, seen: int) -> Tensor:
+        """(B, S) in the pool."""
         width = pages(seen)
-        tables = [self._tables.get(row, [])[:width] for row in range(first, first + len(position_ids))]
+        tables = [self._tables.get(row, [])[:width] for row in range(first, first + rows)]
         padded = [table + [0] * (width - len(table)) for table in tables]
         table = torch.tensor(padded, device=self._device)  # (B, pages)
-        token = (table[:, :, None] * PAGE + torch.arange(PAGE, device=self._device)).flatten(1)  # (B, S)
+        return (table[:, :, None] * PAGE + torch.arange(PAGE, device=self._device)).flatten(1)
+
+    def window(self, first: int, position_ids: Tensor, seen: int, places: Tensor | None = None) -> Cache:
+        token = self.places(first, len(position_ids), seen) if places is None else places
         return _PageWindow(self._layers, self.count * PAGE, token, position_ids)
 
     def take(self, row: int, begin: int, length: int, copy: bool = False) -> Piece:

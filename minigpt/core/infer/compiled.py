@@ -36,8 +36,8 @@ class CompiledStep:
         _need_compiler(model.head_weight.device)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
 
-        def step(ids: Tensor, position_ids: Tensor, seen: Tensor) -> Tensor:
-            window = pool.window(0, position_ids, len(seen))
+        def step(ids: Tensor, position_ids: Tensor, seen: Tensor, places: Tensor | None) -> Tensor:
+            window = pool.window(0, position_ids, len(seen), places)
             return model.head(model.hidden(ids, position_ids, window)[:, 0])
 
         step.__code__ = step.__code__.replace()  # programs belong to a code object: another model's has its own
@@ -51,13 +51,13 @@ class CompiledStep:
     def __call__(self, ids: Tensor, position_ids: Tensor, seen: int) -> Tensor:
         """ids, position_ids: (B, 1), B `rounded`. seen: a bound of the positions, exclusive."""
         keys = stepped(seen)
-        if not isinstance(self._pool, Slots):  # tables of pages become a part of the program: few lengths of them
+        if not isinstance(self._pool, Slots):  # a program for each number of pages: few of them
             keys = max(FEWEST_KEYS, 1 << (keys - 1).bit_length())
         self._pool.prepare(ids.shape[0], keys)
         self._model.rotary.table(ids.device, self._dtype, keys)  # it grows outside of the program
         length = torch.empty(keys, device="meta")
         torch._dynamo.maybe_mark_dynamic(length, 0)
-        return self._step(ids, position_ids, length)
+        return self._step(ids, position_ids, length, self._pool.places(0, ids.shape[0], keys))
 
 
 def _but_of_the_model(guards: Sequence[Any]) -> list[bool]:

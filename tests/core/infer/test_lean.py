@@ -23,6 +23,7 @@ from minigpt.core.models import model_types
 from minigpt.core.nn.attend import attend
 from minigpt.core.nn.seqinfo import SeqInfo
 from tests.conftest import tiny
+from tests.core.infer.test_engine import Letters
 
 ARCHITECTURES = model_types()
 PACKED = [False, pytest.param(True, marks=pytest.mark.skipif(FEW_INT8 is None, reason="this build has no FBGEMM"))]
@@ -220,15 +221,28 @@ def test_compiled_is_eager(quant, paged):
     given = [list(range(20, 20 + n)) for n in (3, 60, 9, 250, 31)]
     params = SamplingParams(max_tokens=20, temperature=0, min_tokens=20)
 
-    class Letters:
-        eos_ids = (2,)
-
-        def decode(self, ids, skip_special=True):
-            return "".join(chr(i + 200) for i in ids)
-
     model = tiny("qwen3", max_position_embeddings=1024)
     {"none": lean.fuse, "int8": partial(lean.int8, compile=True), "fp16": lean.fp16}[quant](model)
     options = {"paged": True, "cache_tokens": 4096} if paged else {}
     eager = Engine(model, Letters()).generate(given, params)
     compiled = Engine(model, Letters(), compile=True, **options).generate(given, params)
     assert [c.ids for c in compiled] == [c.ids for c in eager]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{}, {"paged": True, "cache_tokens": 4096, "prefix_tokens": 0}], ids=["slots", "pages"]
+)
+def test_few_programs_are_compiled(options):
+    """Other requests, in other pages, are answered by the programs that are there."""
+    pytest.importorskip("torch._inductor")
+    from torch._dynamo.utils import counters
+
+    model = tiny("qwen3", max_position_embeddings=1024)
+    lean.fuse(model)
+    one = Engine(model, Letters(), rows=4, compile=True, **options)
+    params = SamplingParams(max_tokens=80, temperature=0, min_tokens=80)
+    counters.clear()
+    for lengths in ((3, 60, 9, 100), (70, 5, 64, 20)):
+        one.generate([list(range(20, 20 + n)) for n in lengths], params)
+    assert counters["stats"]["unique_graphs"] == 1

@@ -823,7 +823,7 @@ def test_at_a_real_terminal(runs):
         screen.type("the foz\x7fx\r")  # a backspace
         screen.wait_for(r"the fo[^\n]*\n\r*[^\r\n]{5}")
         screen.type("\x03")
-        assert "press Ctrl-D" not in screen.wait_for("you> ", seconds=5)
+        assert "press Ctrl-D" not in screen.wait_for("you> ")
         screen.type("/tokens\r")
         told = screen.wait_for(r"about ([\d,]+) tokens")
         assert 0 < int(re.search(r"about ([\d,]+) tokens", told)[1].replace(",", "")) < 5000, "the answer was stopped"
@@ -831,7 +831,7 @@ def test_at_a_real_terminal(runs):
         screen.type("\x1b[A\x1b[A\r")  # the line before the last one, from readline's history
         screen.wait_for(r"the fox[^\n]*\n\r*[^\r\n]{5}")
         screen.type("\x03")
-        screen.wait_for("you> ", seconds=5)
+        screen.wait_for("you> ")
         time.sleep(0.3)  # a Ctrl-C before readline waits for keys would be seen at the next key only
         screen.type("\x03")
         screen.wait_for("press Ctrl-D or type /exit to leave")

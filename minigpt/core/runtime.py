@@ -50,6 +50,19 @@ class Runtime:
             return f"{torch.cuda.get_device_name(self.device)} {short}"
         return f"{self.device.type} {short}"
 
+    @property
+    def scales_loss(self) -> bool:
+        """float16 has so small a range that gradients vanish in it, unless the loss is scaled up."""
+        return self.dtype == torch.float16
+
+    @property
+    def emulation(self) -> str | None:
+        """What to say where this precision is emulated, with the better choice; None where it is native."""
+        if is_native(self.dtype, self.device):
+            return None
+        name, better = (str(t).removeprefix("torch.") for t in (self.dtype, native_dtype(self.device)))
+        return f"{name} is emulated on this {self.device.type.upper()}, many times slower than --dtype {better}"
+
     def memory_gb(self) -> float:
         """Peak memory of this process so far, in 1e9 bytes: the device's on CUDA, the process's resident set else."""
         if self.device.type == "cuda":
@@ -97,18 +110,34 @@ def _own_gpu(world: World) -> torch.device:
     return torch.device("cuda", world.local_rank)
 
 
-def native_dtype(device: torch.device) -> torch.dtype:
-    """The fastest precision the hardware computes natively and a small model trains well in.
+def is_native(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the hardware multiplies in this type. Emulated, a product is several to fifty times slower than float32.
 
-    Emulated bfloat16 on a CPU is many times slower than float32, so it must be native there.
+    On a CPU both its instructions and oneDNN, which has the only fast products in 16 bits, must say so; oneDNN can be
+    limited from outside (ONEDNN_MAX_CPU_ISA), as tests of older processors do.
     """
+    if dtype == torch.float32 or device.type not in ("cpu", "cuda"):
+        return True
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "cpu" and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # no public question exists
-    ):
+        return dtype != torch.bfloat16 or torch.cuda.get_device_capability(device) >= (8, 0)
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # no public question
+    return instructions and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def native_dtype(device: torch.device) -> torch.dtype:
+    """The fastest precision that is native and that a small model trains well in."""
+    if is_native(torch.bfloat16, device) and device.type != "mps":
         return torch.bfloat16
-    return torch.float32
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def tolerant_dtype(device: torch.device) -> torch.dtype:
+    """The precision of products whose rounding hardly matters: bfloat16 where it is native, else float32."""
+    return torch.bfloat16 if is_native(torch.bfloat16, device) else torch.float32
 
 
 def resident_peak() -> int:

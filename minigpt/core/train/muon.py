@@ -13,6 +13,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from minigpt.core.runtime import tolerant_dtype
 from minigpt.core.train.sharded import is_sharded, part, whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic of the Muon post: fast at the price of 0.7..1.2 singular values
@@ -21,17 +22,18 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic of the Muon post: fast a
 def orthogonalise(g: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
     """Nearest semi-orthogonal matrix of each matrix in the stack, approximately.
 
-    g: (S, M, N). Computed in bfloat16 as in the original, which the iteration tolerates. Returns (S, M, N) bfloat16.
+    g: (S, M, N). Computed in bfloat16 as in the original, which the iteration tolerates, where that is native.
+    Returns (S, M, N) of that type.
     """
     a, b, c = COEFFICIENTS
-    x = g.bfloat16()
+    x = g.to(tolerant_dtype(g.device))
     wide = x.size(-2) > x.size(-1)
     if wide:
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if wide else x
 
 

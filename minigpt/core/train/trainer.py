@@ -181,7 +181,7 @@ class Trainer:
         """Gradients of all micro-batches, then one step. Returns the tokens it trained on, over all processes."""
         c = self.counters
         [units] = self.world.sum([sum(b.units for b in batches)])
-        half = self.runtime.dtype == torch.float16
+        half = self.runtime.scales_loss
         scale = c.loss_scale if half else 1.0
         factor = scale / max(units, 1.0)
         try:

@@ -1,13 +1,12 @@
 """One way to sample: requests in, completions out, batched continuously over a cache that the model declares.
 
 A step lets waiting requests in, computes a part of their prompts, then one token of every answer. Each product is made
-of so few rows that the build's kernels give every row the same bits whatever stands beside it (`steady_rows`), prompts
-are computed alone in fixed chunks, and draws come from counters: a text does not depend on its neighbours.
+of so many rows that the build's kernels give every row the same bits whatever stands beside it (`BatchInvariance`),
+prompts are computed alone in fixed chunks, and draws come from counters: a text does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -19,13 +18,13 @@ from torch import Tensor
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import UsageError
 from minigpt.core.infer.ahead import STEPS, Ahead, can
+from minigpt.core.infer.batch_invariance import BatchInvariance, fewest_keys
 from minigpt.core.infer.cache import Pages, Pool, Slots
 from minigpt.core.infer.compiled import CompiledStep, rounded
 from minigpt.core.infer.prefill import Prefill
 from minigpt.core.infer.prefix import Prefixes
 from minigpt.core.infer.request import Completion, Request
 from minigpt.core.infer.sampling import Sampler, SamplingParams, request_key
-from minigpt.core.infer.steady import FEWEST_ROWS, steady_keys, steady_rows
 from minigpt.core.infer.text import Detokenizer, StopText
 from minigpt.core.models.decoder import Decoder
 
@@ -82,11 +81,11 @@ class Engine:
         self.prefixes = Prefixes(self.pool, prefix_tokens)
         self.live: list[Request] = []  # row i of the cache belongs to live[i]
         self.prefill = Prefill(self.model, self.pool, self.prefixes, self.live, rows)
-        self._fewest_keys = steady_keys(self.model)
+        self._invariance = BatchInvariance(self.model)
+        self._fewest_keys = fewest_keys(self.model)
         self.pool.prepare(1, self._fewest_keys)
         self._sampler: Sampler | None = None
         self._compiled = CompiledStep(self.model, self.pool) if compile else None
-        self._group = sys.maxsize if compile else 0  # rows of one forward, found when it is first needed
         steps = ahead or (STEPS if self.device.type == "cuda" else 1)
         self._ahead = None
         if steps > 1 and isinstance(self.pool, Slots):
@@ -253,7 +252,7 @@ class Engine:
 
     def _goes_ahead(self) -> bool:
         """Whether several tokens of every live row can be computed at once, all rows in one forward."""
-        return bool(self.live) and len(self.live) <= self._most_rows(len(self.live)) and can(self.live)
+        return bool(self.live) and len(self.live) == self._most_rows(len(self.live)) and can(self.live)
 
     def _several(self, ahead: Ahead) -> list[Piece]:
         """Some tokens for every live row."""
@@ -342,8 +341,10 @@ class Engine:
 
     def _decode(self, known: Sequence[Request]) -> list[Tensor]:
         """One token further for the first rows. Returns (B, V) in groups."""
+        if not known:
+            return []
         count = -(-len(known) // self._most_rows(len(known)))
-        borders = [len(known) * i // count for i in range(count + 1)] if known else []
+        borders = [len(known) * i // count for i in range(count + 1)]
         return [self._forward(known[begin:end], begin) for begin, end in pairwise(borders)]
 
     def _forward(self, requests: Sequence[Request], first: int) -> Tensor:
@@ -364,16 +365,12 @@ class Engine:
         return self.model.head(self.model.hidden(ids, position_ids, window)[:, 0])
 
     def _most_rows(self, count: int) -> int:
-        """How many of so many rows a forward may have."""
-        if count > FEWEST_ROWS and not self._group:
-            self._group = steady_rows(self.model)
-        return self._group or FEWEST_ROWS
+        """How many of so many rows are in one forward."""
+        return count if self._compiled is not None else self._invariance.largest(count)
 
     def _fewest_rows(self, count: int) -> int:
-        """How many rows a forward for so many has at least."""
-        if self._compiled is not None:
-            return rounded(count)
-        return FEWEST_ROWS if self.rows > 1 else 1
+        """How many rows a forward for so many has."""
+        return rounded(count) if self._compiled is not None else self._invariance.padded(count)
 
     def _unwritten(self, row: int) -> int:
         """A position of a row that will be written before it is read."""

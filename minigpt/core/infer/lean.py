@@ -1,6 +1,7 @@
-"""Weights laid out for sampling: products that take the same input become one, and in fewer bits on request.
+"""Weights laid out for sampling: products that take the same input become one, laid out as the library reads them, and
+in fewer bits on request.
 
-Both change a model in place and for good: it computes, and is not trained or saved any more.
+Each changes a model in place and for good: it computes, and is not trained or saved any more.
 """
 
 from __future__ import annotations
@@ -12,11 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.core.errors import UsageError
-from minigpt.core.infer.products import FP16, Fp16Linear, Int8Linear, Joined
+from minigpt.core.infer.products import FP16, ONEDNN, BlockedLinear, Fp16Linear, Int8Linear, Joined
 from minigpt.core.models.decoder import Block, Decoder
+from minigpt.core.runtime import tolerant_dtype
 
 Product = Callable[[Tensor], Tensor]  # of the last dimension with a matrix
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+
+
+def pack(model: Decoder) -> None:
+    """The same numbers in the fastest layout that is here: oneDNN's on a CPU that has the model's type, else `fuse`."""
+    weight = model.head_weight
+    if ONEDNN is not None and weight.is_cpu and weight.dtype in (torch.float32, tolerant_dtype(weight.device)):
+        _replace(model, "none", BlockedLinear)
+    else:
+        fuse(model)
 
 
 def int8(model: Decoder, packed: bool | None = None, compile: bool = False) -> None:
@@ -52,7 +63,7 @@ def _replace(model: Decoder, name: str, make: Callable[[Tensor], Product]) -> No
         attention.fused, mlp.fused = joined(attention, QKV), joined(mlp, GATE_UP)
         for module, matrix in ((attention, "o_proj"), (mlp, "down_proj")):
             setattr(module, matrix, joined(module, [matrix]))
-    model.quantised_head = make(model.head_weight)
+    model.packed_head = make(model.head_weight)
 
 
 def fuse(model: Decoder) -> None:

@@ -58,7 +58,7 @@ def load(
     elif quant == "fp16":
         lean.fp16(decoder)
     else:
-        lean.fuse(decoder)
+        lean.pack(decoder)
     decoder.requires_grad_(False)
     return Model(decoder, tokenizer, where, config, runtime)
 

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minigpt.core.infer.batch_invariance import REFERENCE_ROWS
 from minigpt.core.infer.cache import PAGE, Pool
 from minigpt.core.infer.prefix import Prefixes, keys
+from minigpt.core.infer.products import Int8Linear
 from minigpt.core.infer.request import Request
-from minigpt.core.infer.steady import FEWEST_ROWS
 from minigpt.core.models.decoder import Decoder
 
 CHUNK = 256  # prompt tokens computed at once: bounds the memory of attention, and is what prompts can share
@@ -40,11 +41,11 @@ class Prefill:
         self.filling: Request | None = None  # whose row is the one behind the live ones
         weight = model.head_weight
         self._device = weight.device
-        quantised = model.quantised_head is not None
-        # On a CPU only where no row's bits depend on how many there are; of a single head they do, in attention.
-        steady = quantised and weight.dtype == torch.float32 and all(spec.heads > 1 for spec in model.cache_specs())
+        # On a CPU only where products are of whole numbers, exact however many rows there are; of a single head
+        # attention's bits depend on that.
+        exact = isinstance(model.packed_head, Int8Linear) and weight.dtype == torch.float32
         elsewhere = self._device.type != "cpu"
-        self._together = steady or elsewhere
+        self._together = elsewhere or (exact and all(spec.heads > 1 for spec in model.cache_specs()))
         self._grain, self._budget = (GRAIN[elsewhere] if self._together else 1), BUDGET[elsewhere]
 
     def __call__(self) -> list[Tensor]:
@@ -65,7 +66,7 @@ class Prefill:
                 budget -= len(group) * size
             if request.filled == len(request.prompt):
                 if len(group) == 1:
-                    hidden = hidden.expand(FEWEST_ROWS, -1)
+                    hidden = hidden.expand(REFERENCE_ROWS, -1)
                 fresh.append(self._model.head(hidden)[: len(group)])
                 self._live += group
                 self.filling = None
@@ -127,7 +128,7 @@ class Prefill:
 
     def _filled_up(self, length: int) -> int:
         """How many tokens are computed for so many: always the same number, whatever stands beside them."""
-        return max(FEWEST_ROWS, -(-length // self._grain) * self._grain)
+        return max(REFERENCE_ROWS, -(-length // self._grain) * self._grain)
 
     def _next_chunk(self, group: Sequence[Request], row: int, size: int) -> Tensor:
         """Compute the next chunk of prompts in consecutive rows, filled up to `size`. Returns hidden (B, C) behind

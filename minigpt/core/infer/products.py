@@ -1,7 +1,7 @@
-"""Matrix products for sampling on a CPU: several at once, 8-bit and 16-bit weights.
+"""Matrix products for sampling on a CPU: several at once, weights in the library's own layout, in 16 and in 8 bits.
 
-A row's bits never depend on how many rows there are: integers add up exactly in any order, and each of the kernels that
-take turns rounds the same numbers the same way.
+Of 8 bits a row's bits never depend on how many rows there are: integers add up exactly in any order, and each of the
+kernels that take turns rounds the same numbers the same way. Of the others `batch_invariance` measures it.
 
 Shapes: N outputs · K inputs.
 """
@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import platform
+import sys
+import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -22,12 +25,15 @@ from torch import Tensor
 from minigpt.core.errors import DataError
 
 LARGEST = torch.finfo(torch.float32).max  # steps a unit: a token of zeros stays one
-FEW_COMPILED = 4  # rows below which FBGEMM is worth a call out of a compiled program
-MANY = 24  # rows from which oneDNN's product of integers is the faster one
+CALL_OUT = 10e-6  # seconds that a call out of a compiled program costs
+ROWS = (8, 16, 24, 32, 64, 128)  # from one of which another kernel of integers is the faster one
+SHAPE = 704, 512  # of the matrix that they are timed with
 
+X86 = platform.machine() in ("x86_64", "AMD64")
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 FEW_INT8: Any = getattr(torch, "fbgemm_linear_int8_weight_fp32_activation", None) if FBGEMM else None
 MANY_INT8: Any = torch.ops.onednn.qlinear_pointwise.default if FBGEMM and torch.backends.mkldnn.is_available() else None
+ONEDNN: Any = torch.ops.mkldnn._linear_pointwise.default if X86 and torch.backends.mkldnn.is_available() else None
 FP16: Any = torch.ops.quantized.linear_dynamic_fp16.default if FBGEMM else None  # None = not in this build of torch
 
 
@@ -44,8 +50,9 @@ class Joined:
 class Packed:
     """Weights in a layout that a compiler cannot look into: a compiled program can only call their product."""
 
-    def __init__(self, outputs: int):
-        self.number, self.outputs = next(_numbers), outputs
+    def __init__(self, weight: Tensor):
+        self.outputs, self.inputs = weight.shape
+        self.number = next(_numbers)
         _packed[self.number] = self
 
     def product(self, x: Tensor) -> Tensor:
@@ -74,6 +81,25 @@ def _packed_product_shape(x: Tensor, number: int, outputs: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], outputs)
 
 
+class BlockedLinear(Packed):
+    """x @ W.T with W in oneDNN's own blocked layout, in W's type: the same numbers, read in the order of the product.
+
+    weight: (N, K) float32 or bfloat16.
+    """
+
+    def __init__(self, weight: Tensor):
+        super().__init__(weight)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (..., K). Returns (..., N)."""
+        return self.called(x) if torch.compiler.is_compiling() else self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        out: Tensor = ONEDNN(x, self.weight, None, "none", [], "")
+        return out
+
+
 class Int8Linear(Packed):
     """x @ W.T with both sides in 8 bits: a scale a row of W, and a scale a token found anew in every call.
 
@@ -84,7 +110,7 @@ class Int8Linear(Packed):
     """
 
     def __init__(self, weight: Tensor, packed: bool | None = None, compile: bool = False):
-        super().__init__(len(weight))
+        super().__init__(weight)
         wide = weight.detach().float()
         size = wide.abs().amax(1) / weight_steps()  # (N,)
         steps = (wide / size[:, None]).nan_to_num_().round_().to(torch.int8)  # a row of zeros stays zeros
@@ -109,13 +135,13 @@ class Int8Linear(Packed):
         """x: (..., K) whole numbers from -127 to 127 in float32. Returns (..., N) float32, with W's scales."""
         if self.few is None:
             return self._plain(x)
-        if self.many is not None and x.shape[:-1].numel() >= MANY:
+        if self.many is not None and x.shape[:-1].numel() >= fewest_for_onednn():
             return self.many(x)
         return self.few(x).mul_(self.scale)
 
     def compiled(self, x: Tensor) -> Tensor:
         """The same, in a compiled program."""
-        if self.few is not None and x.shape[:-1].numel() < FEW_COMPILED:
+        if self.few is not None and x.shape[:-1].numel() < fewest_for_int_mm():
             return self.called(x)
         return self._plain(x)
 
@@ -137,8 +163,48 @@ def weight_steps() -> int:
         kernels.append(_FewRows(most))
     if MANY_INT8 is not None:
         kernels.append(_ManyRows(most, torch.ones(len(most))))
-    x = torch.full((MANY, 64), 127.0)
+    x = torch.full((32, 64), 127.0)
     return 127 if all((kernel(x) == 127 * 127 * 64).all() for kernel in kernels) else 63
+
+
+@functools.cache
+def fewest_for_onednn() -> int:
+    """Rows from which oneDNN's product of integers is faster than FBGEMM's. Their bits are the same, so that a
+    measurement that went wrong costs time alone.
+    """
+    scale = torch.ones(SHAPE[0])
+    return _crossover(lambda steps: _ManyRows(steps, scale), 0.0) if MANY_INT8 is not None else sys.maxsize
+
+
+@functools.cache
+def fewest_for_int_mm() -> int:
+    """Rows from which a compiled program's own product of integers is faster than a call out of it to FBGEMM."""
+    return _crossover(lambda steps: lambda x: torch._int_mm(x.to(torch.int8), steps.t()), CALL_OUT)
+
+
+def _crossover(make: Callable[[Tensor], Callable[[Tensor], Tensor]], advantage: float) -> int:
+    """The first of ROWS at which that kernel takes less time than FBGEMM, and sys.maxsize where none does.
+
+    advantage: seconds that it saves besides. Takes a few milliseconds.
+    """
+    steps = torch.randint(-63, 64, SHAPE, dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    few, other = _FewRows(steps), make(steps)
+
+    def faster(rows: int) -> bool:
+        x = torch.ones(rows, SHAPE[1])
+        return _seconds(other, x) < _seconds(few, x) + advantage
+
+    return next((rows for rows in ROWS if faster(rows)), sys.maxsize)
+
+
+def _seconds(product: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """Of the fastest of some calls, but for the first."""
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        product(x)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
 
 
 class _FewRows:
@@ -191,7 +257,7 @@ class Fp16Linear(Packed):
     """
 
     def __init__(self, weight: Tensor):
-        super().__init__(len(weight))
+        super().__init__(weight)
         if weight.abs().max() > torch.finfo(torch.float16).max:
             raise DataError("a weight is too large for 16 bits", fix="leave --quant fp16 out")
         self.weight = torch.ops.quantized.linear_prepack_fp16(weight.detach().float().contiguous(), None)

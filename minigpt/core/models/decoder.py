@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         self.model = Stack(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.quantised_head: Callable[[Tensor], Tensor] | None = None  # the head in fewer bits, for inference
+        self.packed_head: Callable[[Tensor], Tensor] | None = None  # the head laid out for inference
         self.reset_parameters()
 
     @torch.no_grad()
@@ -114,12 +114,12 @@ class Decoder(nn.Module):
         if used.numel() < flat.numel():
             tokens, flat = tokens.index_select(0, used), flat.index_select(0, used)
         spread: Tensor | None = None
-        if self.quantised_head is None:
+        if self.packed_head is None:
             nll, spread = chunked_nll(tokens, self.head_weight, flat, temperature, entropy=entropy)
         elif not entropy:
             nll = head_nll(self.head, tokens, flat, temperature)
         else:
-            raise ValueError("a quantised model computes no entropy")
+            raise ValueError("a model laid out for inference computes no entropy")
 
         def spill(values: Tensor) -> Tensor:
             return values.new_zeros(labels.numel()).index_copy(0, used, values).view(labels.shape)
@@ -144,8 +144,8 @@ class Decoder(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden: (..., C). Returns logits (..., V) in float32."""
-        if self.quantised_head is not None:
-            return self.quantised_head(hidden).float()
+        if self.packed_head is not None:
+            return self.packed_head(hidden).float()
         return F.linear(hidden, self.head_weight).float()
 
     def cache_specs(self) -> list[KV]:

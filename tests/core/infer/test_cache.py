@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from minigpt.core.infer.batch_invariance import REFERENCE_ROWS, fewest_keys
 from minigpt.core.infer.cache import PAGE, Pages, Pool, Slots
-from minigpt.core.infer.steady import FEWEST_ROWS, steady_keys
 from minigpt.core.models import model_types
 from tests.conftest import tiny
 
@@ -71,7 +71,7 @@ def test_prefill_in_chunks(arch, kind):
 def test_pages_are_slots_and_reading_further_changes_nothing(arch, length):
     """The same bits from both kinds, also when more keys are read than a query may see."""
     model = tiny(arch, max_position_embeddings=2048)
-    rows = FEWEST_ROWS  # as in a step of the engine
+    rows = REFERENCE_ROWS  # as in a step of the engine
     ids = torch.randint(0, 320, (rows, length + 1), generator=torch.Generator().manual_seed(0))
     found = []
     with torch.inference_mode():
@@ -84,7 +84,7 @@ def test_pages_are_slots_and_reading_further_changes_nothing(arch, length):
                 positions = torch.arange(length).expand(rows, -1)
                 model.hidden(ids[:, :length], positions, pool.window(0, positions, length))
                 at = torch.full((rows, 1), length)
-                seen = max(length + 1, steady_keys(model)) + further
+                seen = max(length + 1, fewest_keys(model)) + further
                 found.append(model.hidden(ids[:, length:], at, pool.window(0, at, seen)))
     assert all(torch.equal(x, found[0]) for x in found)
 

@@ -17,6 +17,7 @@ from minigpt.core.infer.prefill import CHUNK
 from minigpt.core.infer.products import FP16
 from minigpt.core.infer.sampling import SamplingParams
 from minigpt.core.models import folder, model_types
+from minigpt.core.runtime import DTYPES
 from tests.conftest import tiny
 
 ARCHITECTURES = model_types()
@@ -230,6 +231,7 @@ def test_impossible_prompts():
 
 # ---------------------------------------------------------------------------------------------- any load
 
+LAYOUTS = {"fused": lean.fuse, "packed": lean.pack, "int8": lean.int8, "fp16": lean.fp16}
 LOADS = {
     "slots": {},
     "pages": {"paged": True, "cache_tokens": 4096},
@@ -300,31 +302,34 @@ def test_prompts_wait_for_answers(monkeypatch):
     assert [f for f in filled if f] == [[(4, 128)] * 4, [(4, 128)], [(4, 128)]]
 
 
-@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize("layout", ["plain", "packed", "int8"])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(8, 1, 128), (12, 2, 96), (4, 2, 80), (2, 2, 16)])
-def test_short_texts_beside_a_long_one(heads, kv_heads, head_dim, quant):
+def test_short_texts_beside_a_long_one(heads, kv_heads, head_dim, layout):
     """A CPU multiplies few keys in another way than many, where heads are large: to the bit as alone all the same."""
     model = tiny("qwen3", num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim)
-    if quant == "int8":
-        lean.int8(model)
+    LAYOUTS.get(layout, lambda model: None)(model)
     given, params = prompts(3, 17, 30, 31, 100), SamplingParams(max_tokens=20, temperature=0, logprobs=True)
-    alone = [Engine(model, Letters(), prefix_tokens=0).generate([p], params)[0] for p in given]
+    alone = [Engine(model, Letters(), rows=1, prefix_tokens=0).generate([p], params)[0] for p in given]
     together = Engine(model, Letters(), prefix_tokens=0).generate(given, params)
     assert [(c.ids, c.logprobs) for c in together] == [(c.ids, c.logprobs) for c in alone]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", pytest.param("fp16", marks=needs_fbgemm)])
+@pytest.mark.parametrize(("layout", "dtype"), [
+    ("fused", "float32"), ("fused", "bfloat16"), ("packed", "float32"), ("packed", "bfloat16"), ("int8", "float32"),
+    pytest.param("fp16", "float32", marks=needs_fbgemm),
+])  # fmt: skip
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
-def test_the_same_text_at_any_load(load, dtype, seed):
-    """Requests submitted at random moments, some cancelled: ids, text and log-probabilities to the bit as alone."""
-    model = tiny("qwen3", max_position_embeddings=512)
-    model = model.bfloat16() if dtype == "bfloat16" else model
-    {"int8": lean.int8, "fp16": lean.fp16}.get(dtype, lean.fuse)(model)
+def test_the_same_text_at_any_load(load, layout, dtype, seed):
+    """Requests submitted at random moments, some cancelled: ids, text and log-probabilities to the bit as alone, which
+    is how `chat` and `--batch-size 1` ask.
+    """
+    model = tiny("qwen3", max_position_embeddings=512).to(DTYPES[dtype])
+    LAYOUTS[layout](model)
     asked = any_requests(seed, 24, logprobs=True)
     alone = []
     for prompt, params in asked:
-        alone.append(Engine(model, Letters(), prefix_tokens=0).generate([prompt], params)[0])
+        alone.append(Engine(model, Letters(), rows=1, prefix_tokens=0).generate([prompt], params)[0])
     dice = random.Random(seed)
     busy = Engine(model, Letters(), rows=dice.choice((5, 16)), **LOADS[load])
     made = [busy.request(prompt, params, i) for i, (prompt, params) in enumerate(asked)]

@@ -14,14 +14,10 @@ import torch
 from minigpt.core.data.batch import Batch
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.infer import lean, products
-from minigpt.core.infer.cache import STEP
 from minigpt.core.infer.engine import Engine
 from minigpt.core.infer.products import FEW_INT8, FP16, Fp16Linear, Int8Linear
 from minigpt.core.infer.sampling import SamplingParams
-from minigpt.core.infer.steady import COUNTS, FEWEST_ROWS, steady_keys, steady_rows
 from minigpt.core.models import model_types
-from minigpt.core.nn.attend import attend
-from minigpt.core.nn.seqinfo import SeqInfo
 from tests.conftest import tiny
 from tests.core.infer.test_engine import Letters
 
@@ -36,14 +32,20 @@ def logits(model, ids: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("packed", PACKED)
-def test_int8_is_the_product_of_rounded_numbers(packed):
-    """Against the same rounding written out in float64: within 1e-5 of the largest number. Zeros stay zeros."""
+@pytest.mark.parametrize("most", [127, 63])
+def test_int8_is_the_product_of_rounded_numbers(packed, most, monkeypatch):
+    """Against the same rounding written out in float64: within 1e-5 of the largest number. Zeros stay zeros. most:
+    steps of a weight, 63 on processors without VNNI, where products in 16 bits overflow with 127.
+    """
+    if most > products.weight_steps():
+        pytest.skip("this processor adds up 63 steps")
+    monkeypatch.setattr(products, "weight_steps", lambda: most)
     torch.manual_seed(0)
     weight, x = torch.randn(70, 130), torch.randn(3, 5, 130) * torch.tensor([1e-4, 1.0, 1e4])[:, None, None]
     weight[4], x[1, 2] = 0, 0
     got = Int8Linear(weight, packed)(x)
     scale, size = weight.abs().amax(1, keepdim=True), x.abs().amax(-1, keepdim=True)
-    rounded = (weight / (scale / 127)).nan_to_num().round().double() * scale / 127
+    rounded = (weight / (scale / most)).nan_to_num().round().double() * scale / most
     steps = (x / size * 127).nan_to_num().round().double() * size / 127
     want = steps @ rounded.t()
     assert got.shape == (3, 5, 70)
@@ -72,17 +74,6 @@ def test_int8_kernels_give_the_same_bits(shape):
     fast, plain = Int8Linear(weight, True), Int8Linear(weight, False)
     for rows in (1, 5, 70):
         assert torch.equal(fast(x[:rows]), plain(x[:rows]))
-
-
-@pytest.mark.parametrize("packed", PACKED)
-def test_int8_with_fewer_steps(packed, monkeypatch):
-    """Where products in 16 bits overflow with 127 steps of a weight there are 63, which are as exact."""
-    monkeypatch.setattr(products, "weight_steps", lambda: 63)
-    torch.manual_seed(0)
-    weight, x = torch.randn(70, 130), torch.randn(9, 130)
-    scale, size = weight.abs().amax(1, keepdim=True) / 63, x.abs().amax(-1, keepdim=True) / 127
-    want = (x / size).round().double() * size @ ((weight / scale).round().double() * scale).t()
-    assert (Int8Linear(weight, packed)(x) - want).abs().max() <= 1e-5 * want.abs().max()
 
 
 OLDER = """
@@ -116,7 +107,7 @@ def test_kernels_that_overflow_are_noticed(monkeypatch):
 
 @needs_fp16
 def test_fp16_is_the_product_of_rounded_weights():
-    """Within 1e-5 of the largest number of a product in float64; rows do not depend on each other, to the bit."""
+    """Within 1e-5 of the largest number of a product in float64, whatever the shape of the input."""
     torch.manual_seed(0)
     weight, x = torch.randn(96, 64), torch.randn(70, 64)
     layer = Fp16Linear(weight)
@@ -125,7 +116,6 @@ def test_fp16_is_the_product_of_rounded_weights():
     assert torch.equal(layer(x.view(7, 10, 64)), layer(x).view(7, 10, 96))
     with pytest.raises(DataError, match="16 bits"):
         Fp16Linear(weight * 1e6)
-    _alike(layer, x)
 
 
 def _alike(layer, x: torch.Tensor) -> None:
@@ -147,7 +137,7 @@ def test_int8_model(arch, packed):
     batch = Batch(ids[None, :-1], ids[None, 1:], torch.arange(49)[None], torch.zeros(1, 49, dtype=torch.long), None, 49)
     nll = model(batch).nll[0]
     assert torch.allclose(nll, -got[:-1].log_softmax(-1)[torch.arange(49), ids[1:]], rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="quantised"):
+    with pytest.raises(ValueError, match="inference"):
         model(batch, want=("nll", "entropy"))
 
 
@@ -183,33 +173,6 @@ def test_int8_is_for_cpus():
         model = tiny("llama").to("meta")
     with pytest.raises(UsageError, match="int8"):
         lean.int8(model)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_steady_rows_are_steady(dtype):
-    """Every number of rows up to the one that was found gives the bits of groups of four."""
-    model = tiny("llama", hidden_size=128, intermediate_size=352).to(dtype)
-    lean.fuse(model)
-    rows = steady_rows(model)
-    assert rows == FEWEST_ROWS or rows in COUNTS
-    x = torch.randn(rows, 128).to(dtype)
-    for block in model.model.layers:
-        with torch.inference_mode():
-            few = torch.cat([block.mlp.fused(part) for part in x.split(FEWEST_ROWS)])
-            for count in range(FEWEST_ROWS, rows + 1):
-                assert torch.equal(block.mlp.fused(x[:count]), few[:count])
-
-
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(8, 2, 64), (8, 1, 128), (12, 2, 96), (3, 3, 80), (4, 2, 16)])
-def test_steady_keys_are_steady(heads, kv_heads, dim):
-    """From the number that was found on, the bits of attention do not depend on how many keys are read."""
-    model = tiny("llama", num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=dim)
-    fewest = steady_keys(model)
-    assert STEP <= fewest <= 256 and fewest % STEP == 0
-    q, k, v = torch.randn(5, heads, 1, dim), torch.randn(5, kv_heads, 2048, dim), torch.randn(5, kv_heads, 2048, dim)
-    at = torch.arange(5)[:, None] * 2
-    seen = [attend(q, k[:, :, :n], v[:, :, :n], SeqInfo(at, q, q, cached=True)) for n in range(fewest, 2049, STEP)]
-    assert all(torch.equal(x, seen[0]) for x in seen)
 
 
 @pytest.mark.slow

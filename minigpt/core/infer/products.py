@@ -55,8 +55,12 @@ class Packed:
         self.number = next(_numbers)
         _packed[self.number] = self
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (..., K). Returns (..., N) in x's type."""
+        return self.called(x) if torch.compiler.is_compiling() else self.product(x)
+
     def product(self, x: Tensor) -> Tensor:
-        """x: (..., K) float32. Returns (..., N) float32."""
+        """The work itself, in the types that the kernel takes."""
         raise NotImplementedError
 
     def called(self, x: Tensor) -> Tensor:
@@ -91,11 +95,8 @@ class BlockedLinear(Packed):
         super().__init__(weight)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: (..., K). Returns (..., N)."""
-        return self.called(x) if torch.compiler.is_compiling() else self.product(x)
-
     def product(self, x: Tensor) -> Tensor:
+        """x: (..., K) in W's type. Returns (..., N) in that."""
         out: Tensor = ONEDNN(x, self.weight, None, "none", [], "")
         return out
 

@@ -1,8 +1,8 @@
 """Look at this machine and say what to run on it.
 
-Each check is a row, shown as soon as it is known: ok; note, when something is worth knowing; warn, when it will disturb;
-fail, when minigpt cannot run, which makes the exit code 4. Tokens and keys are never shown. Servers are asked while torch
-is being imported.
+Each check is a row, shown as soon as it is known: ok; note, when something is worth knowing; warn, when it will
+disturb; fail, when minigpt cannot run, which makes the exit code 4. Tokens and keys are never shown. Servers are asked
+while torch is being imported.
 """
 
 from __future__ import annotations

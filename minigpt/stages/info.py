@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -373,7 +373,7 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
-LINES = {
+LINES: dict[str, Callable[[Any], Iterable[str]]] = {
     "runs": run_list.table,
     "run": run_lines,
     "model": model_lines,

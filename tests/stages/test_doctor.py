@@ -15,7 +15,7 @@ from minigpt.core.errors import MissingError
 from minigpt.core.machine import Answer, Cores, Cpu, Gpu, Memory, Package
 from minigpt.core.models.presets import PRESETS
 from minigpt.core.report import Context, Report
-from minigpt.stages import doctor, suggestion
+from minigpt.stages import doctor, suggestion, torch_facts
 from minigpt.stages.doctor import Check, Torch
 from minigpt.stages.suggestion import Fit, Plan, Room
 from tests.conftest import run_cli
@@ -355,7 +355,7 @@ def test_torch_that_cannot_compute(monkeypatch):
         raise RuntimeError("no kernel image is available")
 
     monkeypatch.setattr(torch, "randn", refuse)
-    assert doctor.matmul_flops(Runtime.open("cpu")) == (0.0, "cpu cannot compute: no kernel image is available")
+    assert torch_facts.matmul_flops(Runtime.open("cpu")) == (0.0, "cpu cannot compute: no kernel image is available")
 
 
 def test_broken_torch(monkeypatch):
@@ -366,7 +366,7 @@ def test_broken_torch(monkeypatch):
         raise OSError("libgomp.so.1:\n cannot open shared object file")
 
     monkeypatch.setattr(torch, "get_num_threads", refuse)
-    assert doctor.probe() == Torch(fault="OSError: libgomp.so.1: cannot open shared object file")
+    assert torch_facts.probe() == Torch(fault="OSError: libgomp.so.1: cannot open shared object file")
 
 
 # ---------------------------------------------------------------------------------------------- suggestion
@@ -464,6 +464,19 @@ def test_no_suggestion_without_torch():
     """Nothing is guessed about a machine that was not measured."""
     assert doctor.sizes_of(Torch(fault="x"), 100 * GB, doctor.Page(Report())) == []
     assert "no suggestion" in doctor.advice([], None)
+
+
+def test_a_device_that_cannot_train(monkeypatch):
+    """What torch says of it is a row, and the end of the page stands there all the same."""
+
+    def refuse(fit, reached):
+        raise RuntimeError("no kernel for this type")
+
+    monkeypatch.setattr(suggestion, "measuring", lambda: refuse)
+    page = doctor.Page(Report())
+    assert doctor.sizes_of(CPU_ONLY, None, page) == []
+    status, found, _ = rows(page.checks)["training"]
+    assert status == "warn" and "no kernel for this type" in found
 
 
 def test_a_step_is_a_training_step():

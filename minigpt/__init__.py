@@ -1,4 +1,4 @@
-"""Small language models that one person can train, understand, prove and ship.
+"""Small language models that one person can train, understand and own.
 
 import minigpt
 done = minigpt.train("pretrain", data=["poems.jsonl"], size="1m", out="runs/poems")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import pytest
 
@@ -10,6 +12,7 @@ from minigpt.core.data import chat
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.files import write_json
 from minigpt.core.models import folder
+from minigpt.stages import run_list
 from tests.conftest import run_cli, tiny
 
 TEXT = ["the quick brown fox jumps over the lazy dog", "春風又綠江南岸"] * 20
@@ -161,3 +164,60 @@ def test_nothing_is_loaded(model):
         [sys.executable, "-c", code, "info", str(model[0])], capture_output=True, text=True, timeout=60
     )
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def make_run(path, *, age, rows=(), config="max_len: 128\n", **facts):
+    """A run directory without a model, that wrote last `age` seconds ago."""
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(config)
+    write_json(path / "run.json", {"stage": "pretrain", "status": "done", **facts})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in path.iterdir():
+        os.utime(file, (time.time() - age,) * 2)
+    return path
+
+
+def test_a_folder_of_runs(tmp_path):
+    """A line a run, the newest first, also those of a command that makes several; a broken one is no reason to stop."""
+    rows = [{"step": 10, "loss": 3.25, "val_loss": 3.5}, {"step": 20, "loss": 3.0}]
+    make_run(tmp_path / "poems", age=3 * 3600 + 60, rows=rows, parameters=1_500_000, steps=40, status="stopped")
+    make_run(tmp_path / "quickstart" / "chat", age=5 * 86400, stage="sft")
+    (make_run(tmp_path / "bad", age=90) / "run.json").write_text("{")
+    (tmp_path / "notes").mkdir()
+    told = info(tmp_path)
+    assert told["kind"] == "runs"
+    assert [run["name"] for run in told["runs"]] == ["bad", "poems", "quickstart/chat"]
+    poems = told["runs"][1]
+    assert (poems["step"], poems["loss"], poems["val_loss"], poems["parameters"]) == (20, 3.0, 3.5, 1_500_000)
+    head, bad, line, chat = run_cli("info", tmp_path)[1].splitlines()[2:]
+    assert head.split() == ["run", "stage", "parameters", "steps", "loss", "val", "status", "age"]
+    assert line.split() == ["poems", "pretrain", "1.5M", "20/40", "3.000", "3.500", "stopped", "3", "h"]
+    assert chat.split() == ["quickstart/chat", "sft", "0", "done", "5", "days"] and "run.json is broken" in bad
+
+
+def test_a_long_log_is_read_from_its_end(tmp_path):
+    """A listing of many runs does not read a million rows to know the last."""
+    rows = [{"step": n, "loss": float(n)} for n in range(5000)]
+    make_run(tmp_path / "long", age=1, rows=rows)
+    found = run_list.tail(tmp_path / "long" / "metrics.jsonl")
+    assert found[-1] == rows[-1] and 100 < len(found) < 5000 and found == rows[-len(found) :]
+
+
+def test_without_a_path_the_newest_run(tmp_path, monkeypatch, a_run):
+    """The one that wrote last, saved or not; where there is none, how to make one."""
+    monkeypatch.setenv("MINIGPT_RUNS", str(tmp_path))
+    newest = make_run(tmp_path / "new" / "chat", age=-60)
+    code, out, _ = run_cli("info")
+    assert code == 0 and out.startswith(f"{newest} is the newest run\n")
+    monkeypatch.setenv("MINIGPT_RUNS", str(tmp_path / "none"))
+    code, out, err = run_cli("info")
+    assert (code, out) == (2, "") and "there is no run below" in err and "minigpt quickstart" in err
+
+
+def test_the_length_a_model_was_trained_on(a_run, model):
+    """Rows of the run's own options, in its description and its steps'; a folder that no run made has none."""
+    assert info(a_run)["model"]["trained_length"] is None
+    (a_run / "config.yaml").write_text("max_len: 128  # flag\n")
+    for place in (a_run, a_run / "step-0000020"):
+        assert info(place)["model"]["trained_length"] == 128
+        assert "512 tokens, rope default, theta 10000.0; trained on rows of 128\n" in run_cli("info", place)[1]

@@ -111,7 +111,7 @@ def root_page() -> str:
     """`minigpt --help`. Reads the table of stages and imports none of them."""
     paper = _Paper()
     paper.text("minigpt COMMAND [OPTIONS]", style="bold")
-    paper.text("Train, understand, prove and ship small language models.")
+    paper.text("Train, understand and own small language models.")
     paper.heading("Commands")
     for name, (_, text) in STAGES.items():
         paper.row(name, text)

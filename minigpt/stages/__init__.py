@@ -22,7 +22,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "data": ("data", "Look at data and check it before training."),
     "plot": ("plot", "Draw the curves of one run or several."),
     "doctor": ("doctor", "Look at this machine and say what to run on it."),
-    "info": ("info", "Describe a model, a run, a tokenizer or a data store."),
+    "info": ("info", "Describe a model, run, tokenizer or data store; list runs."),
 }
 
 

@@ -73,6 +73,7 @@ class Config:
 def run(cfg: Config, context: Context) -> Result:
     """Convert a model. The result is the path written; nothing is there before it is whole and checked."""
     out = preflight(cfg, context.origins)
+    context.report.title(f"minigpt convert · {cfg.model} → {cfg.to} · {out}")
     from minigpt.core.convert.open import is_pth, open_model
 
     assert cfg.model is not None and cfg.to is not None
@@ -81,7 +82,6 @@ def run(cfg: Config, context: Context) -> Result:
     opened = open_model(cfg.model, context.report, overrides=told, tokenizer=cfg.tokenizer)
     if opened.path.resolve().is_relative_to(out.resolve()) or Path(cfg.model).resolve() == out.resolve():
         raise UsageError(f"--out {out} is where the model itself lies", fix="choose another --out")
-    context.report.title(f"minigpt convert · {cfg.model} → {cfg.to} · {out}")
     make = {"hf": to_hf, "gguf": to_gguf, "pth": to_pth}[cfg.to]
     found = make(cfg, opened, out, context.report)
     size = total_bytes(out)
@@ -127,6 +127,7 @@ def to_hf(cfg: Config, opened: Opened, out: Path, report: Report) -> dict[str, A
     with new_dir(out) as work:
         hf.write(opened.path, work, dtype=dtype, card=text)
         if cfg.check:
+            report.note("check", "opening it in transformers, to compute the same texts with both")
             from minigpt.core.convert.check import against_transformers
 
             found |= tell(against_transformers(opened.path, work, dtype), dtype, "transformers", report)
@@ -177,6 +178,7 @@ def checked(
     """What the check of a file measured; nothing with --no-check. unpack: makes a model folder of the file."""
     if not cfg.check:
         return {}
+    report.note("check", "reading it back, to compute the same texts with both")
     from minigpt.core.convert.check import against_folder
 
     folder = work.with_name("read-back")

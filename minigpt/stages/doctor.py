@@ -1,19 +1,18 @@
 """Look at this machine and say what to run on it.
 
-Each check is a row: ok; note, when something is worth knowing; warn, when it will disturb; fail, when minigpt cannot
-run, which makes the exit code 4. Tokens and keys are never shown. Servers are asked while torch is being imported.
+Each check is a row, shown as soon as it is known: ok; note, when something is worth knowing; warn, when it will
+disturb; fail, when minigpt cannot run, which makes the exit code 4. Tokens and keys are never shown. Servers are asked
+while torch is being imported.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import time
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import minigpt
 from minigpt.core import machine
@@ -21,15 +20,11 @@ from minigpt.core.config import group, opt
 from minigpt.core.errors import MissingError
 from minigpt.core.files import cache_dir
 from minigpt.core.groups import CommonConfig
-from minigpt.core.models.folder import create
-from minigpt.core.models.presets import PRESETS
-from minigpt.core.report import Context, Result
-from minigpt.core.train.defaults import suggested_batch, suggested_rows
-from minigpt.core.train.memory import estimate, parameters
+from minigpt.core.report import Context, Report, Result
 from minigpt.core.train.metrics import short, spell_time
-
-if TYPE_CHECKING:
-    from minigpt.core.runtime import Runtime
+from minigpt.stages import suggestion
+from minigpt.stages.suggestion import MEASURED, Plan, Room
+from minigpt.stages.torch_facts import Torch, probe
 
 EXAMPLES = (
     "minigpt doctor",
@@ -43,13 +38,8 @@ HUB, MIRROR, MODELSCOPE = "https://huggingface.co", "https://hf-mirror.com", "ht
 LOW_DISK, LOW_MEMORY = 2 * 10**9, 10**9  # a 3m run takes 1.1 GB of memory (docs/benchmarks.md) and 40 MB a checkpoint
 SMALL_SHM = 64 << 20  # what Docker gives a container that asks for nothing
 
-# Of the speed of a large matrix product, the part that a training step reaches, counting 6 operations a parameter and
-# token: 0.21 for 3m and 0.12 for 1m on the processor of docs/benchmarks.md (1.2e12 a second). Not measured on a GPU.
-SHARE = 0.2
-PATIENCE = 3 * 3600  # seconds that the suggested run may take
-TOKENS_A_PARAMETER = 20  # Hoffmann et al., 2022, arXiv:2203.15556
-VOCABULARY = 6400  # of a preset that leaves it to the data
-MEMORY_SHARE = 0.8  # of what is free: the estimate is rough
+DEVELOPERS = ("dev", "parity")  # extras for working on minigpt itself
+LABEL = 10  # columns of the usual labels
 
 
 @dataclass
@@ -69,60 +59,65 @@ class Check:
     fix: str = ""
 
 
-@dataclass(frozen=True)
-class Torch:
-    """What torch told. fault: why it does not work here; the rest is then empty."""
+class Page:
+    """The rows, shown one by one."""
 
-    fault: str | None = None
-    version: str | None = None
-    cuda: str | None = None  # versions it was built for
-    rocm: str | None = None
-    device: str = "cpu"  # what a run chooses by itself: device, precision, threads
-    dtype: str = ""
-    threads: int = 0
-    gpus: list[dict[str, Any]] = field(default_factory=list)
-    warning: str | None = None  # its complaint about a GPU
-    flops: float = 0.0  # operations a second of a large matrix product in `dtype`, measured
+    def __init__(self, report: Report):
+        self.report, self.checks = report, list[Check]()
+
+    def show(self, checks: Iterable[Check]) -> None:
+        for check in checks:
+            self.checks.append(check)
+            self.report.out(row(check))
+
+    def wait(self, words: str) -> None:
+        """Say what takes a while."""
+        self.report.note("wait", words)
 
 
 def run(cfg: Config, context: Context) -> Result:
-    """Check everything and suggest a size. Data: checks, machine, suggestion. MissingError (exit 4) at a failure."""
+    """Check everything and suggest a size. Data: checks, machine, sizes, suggestion. MissingError (4) at a failure."""
+    page = Page(context.report)
     offline = offline_reason(cfg.offline, os.environ)
     hub = os.environ.get("HF_ENDPOINT") or HUB
     waiting = [] if offline else [machine.ask(url, cfg.timeout) for url in (hub, MODELSCOPE)]
     driver = machine.later(machine.nvidia_gpus)
-    torch = probe()
-    gpus, complaint = driver(6) or ([], None)
-    answers = [answer() for answer in waiting]
     cores, cpu, memory, packages = machine.cores(), machine.cpu(), machine.memory(), machine.requirements(DISTRIBUTION)
     variables = machine.environment(os.environ)
-    checks = [
-        *software_checks(packages, torch),
-        *gpu_checks(torch, gpus, complaint, os.environ.get("CUDA_VISIBLE_DEVICES")),
-        *cpu_checks(cpu, cores, torch),
-        *memory_checks(memory, machine.shared_memory()),
-        *disk_checks(Path(os.environ.get("MINIGPT_RUNS", "runs")), cache_dir()),
-        *extra_checks(packages or {}),
-        *hub_checks(answers, offline, bool(os.environ.get("HF_ENDPOINT"))),
-        *(Check("ok", "variable", f"{name}={value}") for name, value in variables.items()),
-    ]
-    suggestion = suggest(torch, torch.gpus[0]["free"] if torch.gpus else memory.best_guess)
+    page.show(software_checks(packages))
+    page.show(memory_checks(memory, machine.shared_memory()))
+    page.show(disk_checks(Path(os.environ.get("MINIGPT_RUNS", "runs")), cache_dir()))
+    page.show(extra_checks(packages or {}))
+    page.show(Check("ok", "variable", f"{name}={value}") for name, value in variables.items())
+    page.wait("PyTorch is being started")
+    torch = probe()
+    gpus, complaint = driver(6) or ([], None)
+    page.show([torch_check(torch, package_of(packages, "torch"))])
+    page.show(gpu_checks(torch, gpus, complaint, os.environ.get("CUDA_VISIBLE_DEVICES")))
+    page.show(cpu_checks(cpu, cores, torch))
+    answers = [answer() for answer in waiting]
+    page.show(hub_checks(answers, offline, bool(os.environ.get("HF_ENDPOINT"))))
+    sizes = sizes_of(torch, torch.gpus[0]["free"] if torch.gpus else memory.best_guess, page)
+    advised = suggestion.best(sizes)
+    context.report.out("\n" + advice(sizes, advised))
     facts = {
         "minigpt": minigpt.__version__, "python": platform.python_version(), "system": platform.platform(),
         "torch": asdict(torch), "memory": asdict(memory), "variables": variables,
         "driver": {"gpus": [asdict(gpu) for gpu in gpus], "fault": complaint},
         "cpu": {**asdict(cpu), **asdict(cores), "usable": cores.usable}, "servers": [asdict(a) for a in answers],
     }  # fmt: skip
-    data = {"checks": [asdict(check) for check in checks], "machine": facts, "suggestion": suggestion}
-    return finish(checks, page(checks, suggestion), data, context)
+    data = {
+        "checks": [asdict(check) for check in page.checks], "machine": facts, "sizes": [asdict(s) for s in sizes],
+        "suggestion": asdict(advised) if advised else None,
+    }  # fmt: skip
+    return finish(page.checks, data)
 
 
-def finish(checks: list[Check], text: str, data: dict[str, Any], context: Context) -> Result:
-    """The page as the result, or, when something that minigpt needs is missing, shown before the error that says so."""
+def finish(checks: Sequence[Check], data: dict[str, Any]) -> Result:
+    """The result, whose rows are shown already. MissingError when something that minigpt needs is missing."""
     failed = [check for check in checks if check.status == "fail"]
     if not failed:
-        return Result(text, data)
-    context.report.out(text)
+        return Result(None, data)
     found = "; ".join(f"{check.label}: {check.found}" for check in failed)
     raise MissingError("minigpt cannot run as it should on this machine", found=found, fix=failed[0].fix, data=data)
 
@@ -135,76 +130,18 @@ def offline_reason(flag: bool, environ: Mapping[str, str]) -> str | None:
     return next((n for n in names if environ.get(n, "").upper() in ("1", "ON", "YES", "TRUE")), None)
 
 
-# ---------------------------------------------------------------------------------------------- torch
-
-
-def probe() -> Torch:
-    """Import torch, choose a device as a run would, and time it."""
-    try:
-        import torch
-
-        from minigpt.core.runtime import Runtime
-
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            runtime = Runtime.open()
-            gpus = [gpu_facts(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-            flops, trouble = matmul_flops(runtime)
-        return Torch(
-            version=torch.__version__,
-            cuda=torch.version.cuda,
-            rocm=torch.version.hip,
-            device=runtime.device.type,
-            dtype=str(runtime.dtype).removeprefix("torch."),
-            threads=torch.get_num_threads(),
-            gpus=gpus,
-            warning=trouble or next((machine.one_line(str(w.message)) for w in said if "CUDA" in str(w.message)), None),
-            flops=flops,
-        )
-    except Exception as e:  # whatever a broken installation raises is the finding
-        return Torch(fault=machine.one_line(f"{type(e).__name__}: {e}"))
-
-
-def gpu_facts(index: int) -> dict[str, Any]:
-    """One CUDA or ROCm device."""
-    import torch
-
-    major, minor = torch.cuda.get_device_capability(index)
-    try:
-        free, total = torch.cuda.mem_get_info(index)
-    except RuntimeError:  # in use by somebody who does not share it
-        free, total = 0, torch.cuda.get_device_properties(index).total_memory
-    name, bf16 = torch.cuda.get_device_name(index), (major, minor) >= (8, 0)
-    return {"name": name, "memory": total, "free": free, "capability": f"{major}.{minor}", "bf16": bf16}
-
-
-def matmul_flops(runtime: Runtime) -> tuple[float, str | None]:
-    """Operations a second of a large matrix product, the best of half a second's tries; or why there is none."""
-    import torch
-
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(runtime.device.type, lambda: None)
-    size = 1024 if runtime.device.type == "cpu" else 4096
-    best, end = 0.0, time.perf_counter() + 0.5
-    try:
-        a = torch.randn(size, size, device=runtime.device).to(runtime.dtype)
-        while (began := time.perf_counter()) < end:
-            for _ in range(3):
-                a @ a
-            wait()
-            best = max(best, 3 * 2 * size**3 / (time.perf_counter() - began))
-    except RuntimeError as e:  # full, or of a kind that this build of torch has no code for
-        return 0.0, machine.one_line(f"{runtime.device.type} cannot compute: {e}")
-    return best, None
-
-
 # ---------------------------------------------------------------------------------------------- checks
 
 
-def software_checks(packages: dict[str, list[machine.Package]] | None, torch: Torch) -> Iterator[Check]:
-    """minigpt, Python, torch and the other packages, held against the ranges of minigpt's own metadata."""
+def package_of(packages: dict[str, list[machine.Package]] | None, name: str) -> machine.Package | None:
+    """One of the packages that minigpt always needs."""
+    return next((p for p in (packages or {}).get("", []) if p.name == name), None)
+
+
+def software_checks(packages: dict[str, list[machine.Package]] | None) -> Iterator[Check]:
+    """minigpt, Python and the packages but torch, held against the ranges of minigpt's own metadata."""
     yield Check("ok", "minigpt", f"{minigpt.__version__} on Python {platform.python_version()}, {platform.platform()}")
-    needed = {p.name: p for p in (packages or {}).get("", [])}
-    yield torch_check(torch, needed.pop("torch", None))
+    needed = {p.name: p for p in (packages or {}).get("", []) if p.name != "torch"}
     for p in needed.values():
         if not p.fits:
             line = f"pip install '{p.name}{p.wanted}'" if p.name != "python" else "install minigpt in another Python"
@@ -297,11 +234,17 @@ def disk_checks(runs: Path, cache: Path) -> Iterator[Check]:
 
 
 def extra_checks(packages: dict[str, list[machine.Package]]) -> Iterator[Check]:
-    """Optional packages, by the extra that brings them; those for developing minigpt left out."""
-    for extra in sorted(packages.keys() - {"", "dev"}):
-        found = ", ".join(f"{p.name} {p.installed or 'not installed'}" for p in packages[extra])
-        install = f"if you want it: pip install '{DISTRIBUTION}[{extra}]'"
-        yield judged(all(p.fits for p in packages[extra]), f"extra {extra}", found, install, "note")
+    """Extras that may be installed besides, in one row; a row for each whose package is there and does not fit."""
+    extras = {extra: packages[extra] for extra in sorted(packages.keys() - {"", *DEVELOPERS})}
+    here = [extra for extra, of in extras.items() if all(p.fits for p in of)]
+    outdated = [extra for extra, of in extras.items() if any(p.installed and not p.fits for p in of)]
+    absent = [extra for extra in extras if extra not in (*here, *outdated)]
+    for extra in outdated:
+        found = ", ".join(f"{p.name} {version_words(p)}" for p in extras[extra] if not p.fits)
+        yield Check("note", "extra", f"{extra}: {found}", f"pip install '{DISTRIBUTION}[{extra}]'")
+    if here or absent:
+        more = f"to be had with pip install '{DISTRIBUTION}[NAME]': {', '.join(absent)}" if absent else ""
+        yield Check("ok", "extras", "; ".join(filter(None, [", ".join(here) or "none", more])))
 
 
 def hub_checks(answers: list[machine.Answer], offline: str | None, chosen: bool) -> Iterator[Check]:
@@ -325,60 +268,41 @@ def hub_checks(answers: list[machine.Answer], offline: str | None, chosen: bool)
 # ---------------------------------------------------------------------------------------------- suggestion
 
 
-def suggest(torch: Torch, free: int | None) -> dict[str, Any] | None:
-    """The largest preset that fits and sees 20 tokens a parameter within three hours; else the smallest that fits.
-
-    Fits: needs at most 80 % of `free` bytes (None = unknown) with the rows a run computes at once by itself, halved as
-    often as necessary. Speed: a fifth of the measured matrix product, over 6 operations a parameter and token.
-    """
-    plans = [plan for name in PRESETS if torch.flops and (plan := planned(name, torch, free))]
-    quick = [plan for plan in plans if plan["seconds"] <= PATIENCE]
-    largest = max(quick, key=lambda plan: plan["parameters"], default=None)
-    return largest or min(plans, key=lambda plan: plan["parameters"], default=None)
-
-
-def planned(name: str, torch: Torch, free: int | None) -> dict[str, Any] | None:
-    """One preset on this machine; None when it does not fit."""
-    config = create(name, PRESETS[name].get("vocab_size", VOCABULARY))
-    count, length = parameters(config), PRESETS[name]["max_len"]
-    step = suggested_batch(count, 10**9, length, "pretrain") // length  # rows, of a corpus without end
-    usual = rows = min(suggested_rows(length, torch.device), step)
-
-    def needed() -> int:
-        return estimate(config, rows, length, torch.dtype, "adamw", torch.device, context=length).total
-
-    while free is not None and needed() > MEMORY_SHARE * free:
-        if rows == 1:
-            return None
-        rows //= 2
-    speed, tokens = SHARE * torch.flops / (6 * count), TOKENS_A_PARAMETER * count
-    smaller = f" --batch-size {rows}" if rows < usual else ""
-    return {
-        "size": name, "parameters": count, "device": torch.device, "dtype": torch.dtype, "batch_size": rows,
-        "max_len": length, "memory_bytes": needed(), "tokens": tokens,
-        "tokens_per_second": round(speed), "seconds": round(tokens / speed), "estimate": True,
-        "command": f"minigpt pretrain -d FILE --size {name}{smaller}",
-    }  # fmt: skip
+def sizes_of(torch: Torch, free: int | None, page: Page) -> list[Plan]:
+    """The sizes that this machine can train in a few hours, and the next one; none where torch does not work."""
+    if not torch.flops:
+        return []
+    page.wait("training steps are being measured, for a few seconds")
+    try:
+        return list(suggestion.plans(Room(torch.device, torch.dtype, torch.flops, free), suggestion.measuring()))
+    except RuntimeError as e:  # of a device that multiplies and cannot train
+        why = machine.one_line(f"a training step fails on {torch.device} in {torch.dtype}: {e}")
+        page.show(
+            [Check("warn", "training", why, "try another --device or --dtype; see CONTRIBUTING.md for reporting it")]
+        )
+        return []
 
 
-# ---------------------------------------------------------------------------------------------- page
+def row(c: Check) -> str:
+    """A check with aligned columns; what to do below what it is about."""
+    line = f"{c.status:<4}  {c.label:<{LABEL}}  {' '.join(c.found.split())}"
+    return f"{line}\n{'':<{LABEL + 6}}  fix  {c.fix}" if c.fix else line
 
 
-def page(checks: list[Check], suggestion: dict[str, Any] | None) -> str:
-    """Rows aligned under each other; what to do below what it is about."""
-    width = max(len(check.label) for check in checks)
-    lines = []
-    for c in checks:
-        lines.append(f"{c.status:<4}  {c.label:<{width}}  {' '.join(c.found.split())}")
-        if c.fix:
-            lines.append(f"{'':<{width + 6}}  fix  {c.fix}")
-    if suggestion is None:
-        return "\n".join([*lines, "", "no suggestion: torch does not work, or the memory is too little for any size"])
-    s = suggestion
+def advice(sizes: Sequence[Plan], advised: Plan | None) -> str:
+    """The sizes as a table, and the command to try."""
+    if advised is None:
+        return "no suggestion: torch does not work or cannot train, or the memory is too little for any size"
+    width = max(len(plan.size) for plan in sizes)
+    lines = [f"{'size':<{width}}  parameters  tokens/s  20 tokens a parameter take"]
+    lines += [
+        f"{plan.size:<{width}}  {short(plan.parameters):>10}  {short(plan.tokens_per_second):>8}  "
+        f"{spell_time(plan.seconds)} for {short(plan.tokens)}"
+        + ("" if plan.speed == MEASURED else f" ({plan.speed}, easily off by two)")
+        for plan in sizes
+    ]
     return "\n".join([
-        *lines, "", f"try   {s['command']}",
-        f"      {short(s['parameters'])} parameters on {s['device']} in {s['dtype']}, {s['batch_size']} rows of "
-        f"{s['max_len']} tokens at once, about {machine.amount(s['memory_bytes'])}",
-        f"      estimate, easily off by two: {short(s['tokens_per_second'])} tokens/s; "
-        f"{short(s['tokens'])} tokens (20 a parameter) take {spell_time(s['seconds'])}",
+        *lines, "", f"try   {advised.command}",
+        f"      {advised.batch_size} rows of {advised.max_len} tokens at once, about "
+        f"{machine.amount(advised.memory_bytes)}, on {advised.device} in {advised.dtype}",
     ])  # fmt: skip

@@ -1,25 +1,32 @@
-"""Describe a model, a run, a tokenizer or a data store."""
+"""Describe a model, run, tokenizer or data store; list runs.
+
+Without a path the newest run is described.
+"""
 
 from __future__ import annotations
 
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from minigpt.core.config import group, opt
 from minigpt.core.errors import DataError, MinigptError, UsageError
 from minigpt.core.files import read_json
 from minigpt.core.groups import CommonConfig
 from minigpt.core.report import Context, Result
+from minigpt.core.train.run import is_run, runs_below, runs_folder
+from minigpt.stages import run_list
 
 EXAMPLES = (
+    "minigpt info runs",
     "minigpt info runs/poems",
-    "minigpt info runs/poems/step-0000424",
     "minigpt info runs/poems --json | jq .model.parameters",
 )
 
@@ -49,36 +56,50 @@ SHAPE = (
 
 @dataclass
 class Config:
-    path: str = opt(None, "run, step, model folder, tokenizer folder or data store", argument=True, metavar="PATH")
+    path: str | None = opt(
+        None,
+        "run, step, folder of runs, model folder, tokenizer folder or data store",
+        argument=True,
+        metavar="PATH",
+        shown="the newest run",
+    )
     common: CommonConfig = group(CommonConfig)
 
 
 def run(cfg: Config, context: Context) -> Result:
-    """Say what `path` is. Reads configurations, headers and logs; never weights or tokens."""
+    """Say what the path is. Reads configurations, headers and logs; never weights or tokens."""
     from minigpt.core.convert import hub
     from minigpt.core.convert.open import open_model
 
-    path = Path(cfg.path).expanduser()
-    foreign = hub.is_spec(cfg.path) or (path.is_file() and path.suffix.lower() in FOREIGN)
-    facts = describe(open_model(cfg.path, context.report).path if foreign else path)
-    lines = [f"{cfg.path} is {ARTICLE[facts['kind']]}" + (f", read from {facts['path']}" if foreign else "")]
-    for part in ("run", "model", "tokenizer", "store"):
+    given = cfg.path if cfg.path is not None else str(newest_of(runs_folder()))
+    path = Path(given).expanduser()
+    foreign = hub.is_spec(given) or (path.is_file() and path.suffix.lower() in FOREIGN)
+    facts = describe(open_model(given, context.report).path if foreign else path)
+    article = "the newest run" if cfg.path is None else ARTICLE[facts["kind"]]
+    lines = [f"{given} is {article}" + (f", read from {facts['path']}" if foreign else "")]
+    for part in ("runs", "run", "model", "tokenizer", "store"):
         if part in facts:
             lines += ["", *LINES[part](facts[part])]
     return Result("\n".join(lines), facts)
 
 
+def newest_of(folder: Path) -> Path:
+    """The run that wrote last. UsageError when there is none."""
+    runs = runs_below(folder)
+    if not runs:
+        raise UsageError(f"there is no run below {folder}", fix="name a path, or make a run: minigpt quickstart")
+    return max(runs, key=run_list.last_sign)
+
+
 FOREIGN = (".gguf", ".pth", ".pt")
 ARTICLE = {
     "run": "a run", "step": "a step of a run", "model": "a model folder", "tokenizer": "a tokenizer",
-    "store": "a data store", "weights": "a weights file",
+    "store": "a data store", "weights": "a weights file", "runs": "a folder of runs",
 }  # fmt: skip
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """{"kind", "path", and what was found of "run", "model", "tokenizer", "store"}. UsageError when it is none."""
-    from minigpt.core.train.run import is_run
-
+    """{"kind", "path", and what was found of "runs", "run", "model", "tokenizer", "store"}. UsageError: it is none."""
     if path.is_file():
         return describe_file(path)
     if not path.exists():
@@ -88,14 +109,16 @@ def describe(path: Path) -> dict[str, Any]:
         return facts | {"kind": "run", "run": run_facts(path)} | newest(path)
     if (path / "config.json").is_file():
         kind = "step" if (path / "trainer").is_dir() else "model"
-        return facts | {"kind": kind, "model": model_facts(path)} | tokenizer_part(path)
+        return facts | {"kind": kind, "model": model_facts(path, path.parent)} | tokenizer_part(path)
     if (path / "meta.json").is_file() and (path / "tokens.bin").is_file():
         return facts | {"kind": "store", "store": store_facts(path)}
     if (path / "tokenizer.json").is_file():
         return facts | {"kind": "tokenizer"} | tokenizer_part(path)
+    if runs := runs_below(path):
+        return facts | {"kind": "runs", "runs": run_list.listed(runs, path)}
     raise UsageError(
         f"{path} is nothing that minigpt knows",
-        found="looked for run.json, config.json, tokenizer.json, and meta.json with tokens.bin",
+        found="looked for run.json, config.json, tokenizer.json, meta.json with tokens.bin, and runs below it",
         fix=f"data files are shown by: minigpt data preview {path}",
     )
 
@@ -145,7 +168,7 @@ def newest(path: Path) -> dict[str, Any]:
         step = resolve(path)
     except MinigptError:
         return tokenizer_part(path / "tokenizer")
-    return {"model": model_facts(step)} | tokenizer_part(step)
+    return {"model": model_facts(step, path)} | tokenizer_part(step)
 
 
 def run_lines(run: dict[str, Any]) -> Iterator[str]:
@@ -176,8 +199,8 @@ def run_lines(run: dict[str, Any]) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------- models
 
 
-def model_facts(folder: Path) -> dict[str, Any]:
-    """Configuration and weight headers of a model folder."""
+def model_facts(folder: Path, run: Path) -> dict[str, Any]:
+    """Configuration and weight headers of a model folder. run: the folder of the run that made it, if one did."""
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise DataError(f"{folder / 'config.json'} is not a model's configuration", found=json.dumps(config)[:200])
@@ -188,8 +211,21 @@ def model_facts(folder: Path) -> dict[str, Any]:
         **{k: config.get(k) for k in keys},
         "rope_theta": rope.get("rope_theta", config.get("rope_theta")),
         "rope_type": rope.get("rope_type", rope.get("type", "default")),
+        "trained_length": trained_length(run),
         **weights_facts(sorted(folder.glob("*.safetensors"))),
     }
+
+
+def trained_length(run: Path) -> int | None:
+    """Tokens of the rows that a run trained on; None where that is not known, as of a folder that no run made."""
+    if not is_run(run):
+        return None
+    try:
+        options = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    length = options.get("max_len") if isinstance(options, dict) else None
+    return length if isinstance(length, int) else None
 
 
 def weights_facts(files: list[Path]) -> dict[str, Any]:
@@ -245,7 +281,8 @@ def model_lines(model: dict[str, Any]) -> Iterator[str]:
     if "vocab_size" in model:
         yield line(
             "context",
-            f"{model['max_position_embeddings']} tokens, rope {model['rope_type']}, theta {model['rope_theta']}",
+            f"{model['max_position_embeddings']} tokens, rope {model['rope_type']}, theta {model['rope_theta']}"
+            + (f"; trained on rows of {model['trained_length']}" if model["trained_length"] else ""),
         )
         yield line("vocabulary", str(model["vocab_size"]))
     plural = "s" * (len(model["files"]) != 1)
@@ -336,4 +373,10 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
-LINES = {"run": run_lines, "model": model_lines, "tokenizer": tokenizer_lines, "store": store_lines}
+LINES: dict[str, Callable[[Any], Iterable[str]]] = {
+    "runs": run_list.table,
+    "run": run_lines,
+    "model": model_lines,
+    "tokenizer": tokenizer_lines,
+    "store": store_lines,
+}

@@ -23,7 +23,7 @@ from minigpt.core.files import write_atomic
 from minigpt.core.groups import CommonConfig
 from minigpt.core.report import Context, Report, Result
 from minigpt.core.train import plot_text
-from minigpt.core.train.curves import OVER, TITLES, Curve, Panel, metrics, series, smooth
+from minigpt.core.train.curves import AMOUNTS, OVER, TITLES, Curve, Panel, metrics, series, smooth
 from minigpt.core.train.plot import LOSSES, picture
 from minigpt.core.train.record import Record, last
 from minigpt.core.train.report_page import heading, report_page
@@ -184,7 +184,7 @@ def choose(cfg: Config, records: Sequence[Record], names: Sequence[str]) -> list
         panels = []
     for name in names:
         curves = [curve(cfg, record, name, record.name, slot) for slot, record in enumerate(records)]
-        panels.append(finished(cfg, TITLES.get(name, name), curves))
+        panels.append(finished(cfg, TITLES.get(name, name), curves, from_zero=name in AMOUNTS))
     return panels
 
 
@@ -196,13 +196,13 @@ def curve(cfg: Config, record: Record, metric: str, label: str, slot: int) -> Cu
     return Curve(label, smooth(points, cfg.smooth), slot, points)
 
 
-def finished(cfg: Config, title: str, curves: Sequence[Curve]) -> Panel:
+def finished(cfg: Config, title: str, curves: Sequence[Curve], from_zero: bool = False) -> Panel:
     """The panel of those curves that have something to show."""
     shown = [c for c in curves if c.last is not None]
     note = f"averaged over {cfg.smooth} points" if any(c.raw for c in shown) else ""
     start = min((c.points[0][0] for c in shown), default=0.0) if cfg.from_step else 0.0
     positive = any(y > 0 for c in shown for _, y in c.points)
-    return Panel(title, shown, cfg.x, cfg.log and positive, start, note)
+    return Panel(title, shown, cfg.x, cfg.log and positive, start, note, from_zero)
 
 
 def tell_missing(cfg: Config, panels: Sequence[Panel], records: Sequence[Record], report: Report) -> None:

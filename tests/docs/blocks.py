@@ -19,6 +19,7 @@ SHELL, TRANSCRIPT, PYTHON = ("bash", "sh", "shell"), ("console",), ("python", "p
 
 FENCE = re.compile(r"^(?P<indent>\s*)(?P<fence>`{3,}(?=[^`]*$)|~{3,})\s*(?P<language>[\w+-]*)")
 NOT_RUN = re.compile(r"^\s*<!-- not run: (.*\S) -->\s*$")
+TRANSLATION = re.compile(r"<!-- translation of (\S+) -->")  # the first line of a page
 SPAN = re.compile(r"(?<!`)`((?:[^`\n]|\n(?!\s*\n))+)`(?!`)")  # within a paragraph
 TABLE = re.compile(r"^minigpt (\S+) {2,}\S")  # a list of commands, each with what it does
 
@@ -54,6 +55,12 @@ def name(page: Path) -> str:
 
 def read(page: Path) -> str:
     return page.read_text(encoding="utf-8")
+
+
+def original(page: Path) -> Path | None:
+    """The page that this one translates, command by command; None when it is no translation."""
+    marker = TRANSLATION.match(read(page))
+    return (page.parent / marker[1]).resolve() if marker else None
 
 
 def blocks(text: str) -> Iterator[Block]:

@@ -16,7 +16,7 @@ from minigpt.cli.flags import stage_commands
 from minigpt.stages import STAGES
 from tests.conftest import run_cli
 from tests.docs import fixtures, running, shell
-from tests.docs.blocks import PAGES, Block, blocks, mentions, name, read
+from tests.docs.blocks import PAGES, Block, blocks, mentions, name, original, read
 
 ASKS = {"--help", "-h", "--help-all", "--version", "-V"}  # such a command stops by itself before it does anything
 
@@ -83,7 +83,24 @@ def test_hardly_a_command_is_skipped():
 
 
 def to_run(page: Path) -> list[Block]:
-    return [block for block in blocks(read(page)) if block.runs]
+    """Not those of a translation: what they type runs on its original, and a test compares the two."""
+    return [] if original(page) else [block for block in blocks(read(page)) if block.runs]
+
+
+def shape(words: list[str]) -> list[str]:
+    """A command without the words of a language: its name and its flags."""
+    return [words[0], *(word for word in words[1:] if word.startswith("-"))]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if original(p)], ids=name)
+def test_translations_type_what_their_original_does(page):
+    """The same commands with the same flags, in order: a page that changes takes its translation along."""
+    both = []
+    for path in (page, original(page)):
+        assert path is not None and path.is_file()
+        typed = [block for block in blocks(read(path)) if block.shell or block.python]
+        both.append([(block.language, block.runs, [*map(shape, shell.commands(block.shell))]) for block in typed])
+    assert both[0] == both[1]
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +130,8 @@ def test_every_block_of_a_page_runs(page, session, request):
 
 def test_most_blocks_run():
     """A marker is an exception: the blocks of commands that carry one are few."""
-    typed = [block for page in PAGES for block in blocks(read(page)) if block.shell or block.python]
+    pages = [page for page in PAGES if not original(page)]
+    typed = [block for page in pages for block in blocks(read(page)) if block.shell or block.python]
     assert len([block for block in typed if block.runs]) >= 15
     assert len([block for block in typed if not block.runs]) <= len(typed) / 4
 

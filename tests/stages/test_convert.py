@@ -104,6 +104,15 @@ def test_minimind_file(tmp_path, model):
     assert (config["model_type"], config["num_attention_heads"], config["dtype"]) == ("llama", 4, "float16")
 
 
+def test_what_takes_a_while_is_said_before(tmp_path, model):
+    """What is made of which model stands there first, and the check, which starts transformers, before it runs."""
+    _, _, stderr = run_cli("convert", "-m", model, "--to", "hf", "-o", tmp_path / "out")
+    lines = stderr.splitlines()
+    assert lines[0].startswith("minigpt convert · ")
+    before, measured = [n for n, line in enumerate(lines) if line.startswith("check")]
+    assert "opening it in transformers" in lines[before] and "differ by at most" in lines[measured]
+
+
 def test_json(tmp_path, model):
     """One object: where it is, how large, what the check measured."""
     code, stdout, _ = run_cli("convert", "-m", model, "--to", "hf", "-o", tmp_path / "out", "--json")

@@ -15,8 +15,9 @@ from minigpt.core.errors import MissingError
 from minigpt.core.machine import Answer, Cores, Cpu, Gpu, Memory, Package
 from minigpt.core.models.presets import PRESETS
 from minigpt.core.report import Context, Report
-from minigpt.stages import doctor
+from minigpt.stages import doctor, suggestion, torch_facts
 from minigpt.stages.doctor import Check, Torch
+from minigpt.stages.suggestion import Fit, Plan, Room
 from tests.conftest import run_cli
 
 GB = 10**9
@@ -40,6 +41,12 @@ def quiet_machine(monkeypatch, tmp_path):
 def working_torch(monkeypatch):
     """torch as it would be on a machine of known speed, so that the command takes no time."""
     monkeypatch.setattr(doctor, "probe", lambda: CPU_ONLY)
+    monkeypatch.setattr(suggestion, "measuring", lambda: unmeasured)
+
+
+def unmeasured(fit: Fit, reached: float) -> float | None:
+    """A machine that there is no time to measure."""
+    return None
 
 
 def rows(checks):
@@ -51,16 +58,21 @@ def rows(checks):
     return {c.label: (c.status, c.found, c.fix) for c in checks}
 
 
-def test_json():
-    """One object: the checks, the machine and a suggestion, with torch's own choice of device and precision."""
+def test_json(monkeypatch):
+    """One object: the checks, the machine, sizes and a suggestion, with torch's own choice of device and precision.
+
+    At least the smallest size is measured, however little time there is.
+    """
     import torch
 
     from minigpt.core.runtime import Runtime
 
-    code, out, err = run_cli("doctor", "--offline", "--json")
-    assert code == 0 and err == ""
+    monkeypatch.setattr(suggestion, "STEP", 0.05)
+    monkeypatch.setattr(suggestion, "ATTEMPT", 0.1)
+    code, out, _ = run_cli("doctor", "--offline", "--json")
+    assert code == 0
     told = json.loads(out)
-    assert set(told) == {"status", "checks", "machine", "suggestion", "seconds"} and told["status"] == "ok"
+    assert set(told) == {"status", "checks", "machine", "sizes", "suggestion", "seconds"} and told["status"] == "ok"
     assert all(set(check) == {"status", "label", "found", "fix"} for check in told["checks"])
     found = rows([Check(**check) for check in told["checks"]])
     assert {"minigpt", "torch", "packages", "gpu", "cpu", "memory", "runs", "cache", "hub"} <= set(found)
@@ -69,20 +81,46 @@ def test_json():
     assert told["machine"]["torch"]["dtype"] == str(runtime.dtype).removeprefix("torch.")
     assert told["machine"]["torch"]["device"] == runtime.device.type
     assert told["machine"]["torch"]["flops"] > 0
-    assert told["suggestion"]["size"] in PRESETS and told["suggestion"]["estimate"] is True
+    assert told["suggestion"] in told["sizes"] and told["suggestion"]["size"] in PRESETS
+    assert told["sizes"][0]["size"] == "1m" and told["sizes"][0]["speed"] == "measured"
     assert told["suggestion"]["command"].startswith(f"minigpt pretrain -d FILE --size {told['suggestion']['size']}")
 
 
 def test_text(working_torch):
-    """Rows of aligned columns on stdout, nothing on stderr, no escape codes."""
+    """Rows of aligned columns on stdout, no escape codes; stderr says what there is to wait for."""
     code, out, err = run_cli("doctor", "--offline")
-    assert code == 0 and err == "" and "\x1b" not in out
+    assert code == 0 and "\x1b" not in out
+    assert all(line.startswith("wait ") for line in err.splitlines()) and "PyTorch is being started" in err
     lines = out.splitlines()
     at = lines[0].index("0.")
     table = lines[: lines.index("")]
     assert all(line[:at].split() and line[at - 1] == " " and line[at] != " " for line in table if line[0] != " ")
     assert any(line.startswith("note  hub ") and line.endswith("not asked because of --offline") for line in table)
-    assert "try   minigpt pretrain -d FILE --size" in out and "estimate" in out
+    assert "try   minigpt pretrain -d FILE --size" in out
+    assert "1m" in out and "(estimated from a matrix product, easily off by two)" in out
+
+
+def test_rows_are_shown_as_they_are_known(monkeypatch):
+    """What needs no torch stands there before torch is imported, and why nothing else comes is said."""
+
+    class Ears(Report):
+        def out(self, text, *, end="\n"):
+            heard.append(text)
+
+        def note(self, label, text):
+            heard.append(f"{label} {text}")
+
+    def probe():
+        heard.append("IMPORT")
+        return Torch(fault="x")
+
+    heard: list[str] = []
+    monkeypatch.setattr(doctor, "probe", probe)
+    with pytest.raises(MissingError):
+        doctor.run(doctor.Config(offline=True), Context(Ears()))
+    before = heard[: heard.index("IMPORT")]
+    assert before[-1].startswith("wait ") and any(line.startswith("ok    memory") for line in before)
+    assert any(line.startswith("fail  torch") for line in heard[len(before) :])
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "MINIGPT_OFFLINE", "MINIGPT_DOCTOR_OFFLINE"])
@@ -143,7 +181,7 @@ def test_without_torch():
 def test_without_torch_in_json():
     """One object on stdout, an error with all that was found."""
     done = without_torch("--json")
-    assert done.returncode == 4 and done.stderr == ""
+    assert done.returncode == 4
     told = json.loads(done.stdout)
     assert (told["status"], told["code"], told["kind"]) == ("error", 4, "missing")
     assert {"torch": "fail", "memory": "ok"}.items() <= {c["label"]: c["status"] for c in told["checks"]}.items()
@@ -159,17 +197,11 @@ def test_a_package_out_of_range(monkeypatch, working_torch):
     assert "pip install 'torch>=2.10,<2.14'" in err
 
 
-def test_a_failure_is_told_after_the_page():
-    """Whoever uses the stage as a library gets the error with the data, and the page through its reporter."""
-
-    class Ears(Report):
-        def out(self, text, *, end="\n"):
-            heard.append(text)
-
-    heard: list = []
+def test_a_failure_comes_with_all_that_was_found():
+    """Whoever uses the stage as a library gets the error with the data."""
     with pytest.raises(MissingError) as caught:
-        doctor.finish([Check("fail", "x", "broken", "mend it")], "PAGE", {"checks": 1}, Context(Ears()))
-    assert heard == ["PAGE"] and caught.value.data == {"checks": 1} and caught.value.fix == "mend it"
+        doctor.finish([Check("fail", "x", "broken", "mend it")], {"checks": 1})
+    assert caught.value.data == {"checks": 1} and caught.value.fix == "mend it"
 
 
 def test_software():
@@ -177,16 +209,16 @@ def test_software():
     python, torch = Package("python", "3.9.1", ">=3.10", False), Package("torch", "2.13.0", ">=2.10", True)
     numpy, typer = Package("numpy", "2.4", ">=1.26", True), Package("typer", None, ">=0.26,<1", False)
     packages = {"": [python, torch, numpy, typer]}
-    told = rows(doctor.software_checks(packages, CPU_ONLY))
+    told = rows(doctor.software_checks(packages))
     assert told["python"][0] == "fail" and "pip" not in told["python"][2]
     assert told["typer"] == ("fail", "not installed; minigpt needs >=0.26,<1", "pip install 'typer>=0.26,<1'")
-    assert told["torch"][0] == "ok" and told["packages"] == ("ok", "numpy 2.4", "")
+    assert "torch" not in told and told["packages"] == ("ok", "numpy 2.4", "")
 
 
 def test_software_of_an_unknown_range():
     """Without metadata the ranges are unknown, which is said and is no failure."""
-    told = rows(doctor.software_checks(None, CPU_ONLY))
-    assert told["packages"][0] == "warn" and told["torch"][0] == "ok"
+    assert rows(doctor.software_checks(None))["packages"][0] == "warn"
+    assert doctor.torch_check(CPU_ONLY, doctor.package_of(None, "torch")).status == "ok"
 
 
 def test_torch_that_does_not_start():
@@ -278,12 +310,21 @@ def test_disks(tmp_path, monkeypatch):
 
 
 def test_extras():
-    """One row an extra with its line for pip; what developers need is no user's business."""
+    """One row for all of them; what developers need is no user's business."""
     here, absent = Package("here", "1.0", ">=1", True), Package("absent", None, "", False)
-    told = rows(doctor.extra_checks({"": [absent], "dev": [absent], "both": [here, absent], "one": [here]}))
-    assert list(told) == ["extra both", "extra one"] and told["extra one"] == ("ok", "here 1.0", "")
-    assert told["extra both"][:2] == ("note", "here 1.0, absent not installed")
-    assert "pip install 'minigpt-lm[both]'" in told["extra both"][2]
+    extras = {"": [absent], "dev": [absent], "parity": [absent], "one": [here], "both": [here, absent], "two": [absent]}
+    assert rows(doctor.extra_checks(extras)) == {
+        "extras": ("ok", "one; to be had with pip install 'minigpt-lm[NAME]': both, two", "")
+    }
+    assert rows(doctor.extra_checks({"one": [here]})) == {"extras": ("ok", "one", "")}
+    assert rows(doctor.extra_checks({"dev": [here]})) == {}
+
+
+def test_an_extra_of_another_version():
+    """A package that is there and too old has a row of its own: it will be used and may fail."""
+    old = Package("old", "0.9", ">=1", False)
+    told = rows(doctor.extra_checks({"one": [old]}))
+    assert told == {"extra": ("note", "one: old 0.9, but minigpt needs >=1", "pip install 'minigpt-lm[one]'")}
 
 
 def answered(hub, modelscope):
@@ -314,7 +355,7 @@ def test_torch_that_cannot_compute(monkeypatch):
         raise RuntimeError("no kernel image is available")
 
     monkeypatch.setattr(torch, "randn", refuse)
-    assert doctor.matmul_flops(Runtime.open("cpu")) == (0.0, "cpu cannot compute: no kernel image is available")
+    assert torch_facts.matmul_flops(Runtime.open("cpu")) == (0.0, "cpu cannot compute: no kernel image is available")
 
 
 def test_broken_torch(monkeypatch):
@@ -325,53 +366,125 @@ def test_broken_torch(monkeypatch):
         raise OSError("libgomp.so.1:\n cannot open shared object file")
 
     monkeypatch.setattr(torch, "get_num_threads", refuse)
-    assert doctor.probe() == Torch(fault="OSError: libgomp.so.1: cannot open shared object file")
+    assert torch_facts.probe() == Torch(fault="OSError: libgomp.so.1: cannot open shared object file")
 
 
-def torch_of(flops):
-    return Torch(version="2.13", dtype="bfloat16", flops=flops)
+# ---------------------------------------------------------------------------------------------- suggestion
+
+
+def room(flops: float = 1e12, free: int | None = None, device: str = "cpu") -> Room:
+    return Room(device, "bfloat16", flops, free)
+
+
+def suggested(flops: float, free: int | None = None) -> Plan | None:
+    return suggestion.best(list(suggestion.plans(room(flops, free), unmeasured)))
+
+
+def at(reached: float):
+    """A machine whose training steps reach so many operations a second, whatever the size; `asked` are the sizes."""
+
+    def measure(fit: Fit, expected: float) -> float | None:
+        measure.asked.append(fit.name)
+        return reached / fit.operations
+
+    measure.asked = []
+    return measure
 
 
 def test_a_suggestion_keeps_its_rule():
     """The largest size that sees 20 tokens a parameter within three hours and fits into 80 % of what is free."""
+    fits = [suggestion.fitting(name, room()) for name in PRESETS]
     for flops in (10 ** (tenth / 10) for tenth in range(95, 155)):
-        plan = doctor.suggest(torch_of(flops), 100 * GB)
-        counts = {name: doctor.planned(name, torch_of(flops), None)["parameters"] for name in PRESETS}
-        hours = {name: 20 * n * 6 * n / (doctor.SHARE * flops) / 3600 for name, n in counts.items()}
-        quick = [name for name in counts if hours[name] <= 3]
+        plan = suggested(flops, 100 * GB)
+        hours = {fit.name: 20 * fit.count * fit.operations / (suggestion.SHARE * flops) / 3600 for fit in fits}
+        quick = [fit for fit in fits if hours[fit.name] <= 3]
         assert plan is not None
-        assert plan["size"] == (max(quick, key=counts.__getitem__) if quick else "1m")
-        assert plan["seconds"] == pytest.approx(hours[plan["size"]] * 3600, abs=1)
-        assert plan["tokens"] == 20 * plan["parameters"] == 20 * counts[plan["size"]]
-        assert plan["memory_bytes"] <= 80 * GB
+        wanted = max(quick, key=lambda fit: fit.count) if quick else fits[0]
+        assert plan.size == wanted.name and plan.seconds == pytest.approx(hours[wanted.name] * 3600, abs=1)
+        assert plan.tokens == 20 * plan.parameters == 20 * wanted.count
+        assert plan.memory_bytes <= 80 * GB and plan.speed == "estimated from a matrix product"
+
+
+def test_what_is_measured_beats_what_is_estimated():
+    """A product ten times too fast or too slow changes nothing: speeds are those of the steps."""
+    measured = [list(suggestion.plans(room(flops), at(2e11))) for flops in (1e11, 1e12, 1e13)]
+    assert measured[0] == measured[1] == measured[2]
+    assert all(plan.speed == "measured" for plan in measured[0][:-1])
+    assert [plan.seconds > suggestion.PATIENCE for plan in measured[0]] == [False] * (len(measured[0]) - 1) + [True]
+
+
+def test_a_size_that_takes_far_too_long_is_not_measured():
+    """A smaller one tells its speed, by the operations that both take; nothing beyond it is looked at."""
+    measure = at(4e10)
+    found = list(suggestion.plans(room(), measure))
+    assert [plan.size for plan in found] == ["1m", "3m"] and measure.asked == ["1m"]
+    assert found[1].speed == "estimated from 1m"
+    fit = suggestion.fitting("3m", room())
+    assert fit is not None and found[1].tokens_per_second == round(4e10 / fit.operations)
+
+
+def test_measuring_ends_with_its_time():
+    """A machine whose time is over is not measured any more."""
+    fit = suggestion.fitting("1m", room())
+    assert fit is not None and suggestion.measuring(seconds=0.0)(fit, 1e12) is None
 
 
 def test_a_faster_machine_gets_a_larger_model():
     """From a laptop to a data centre."""
-    sizes = [doctor.suggest(torch_of(flops), None)["parameters"] for flops in (1e10, 1e12, 1e13, 1e15)]
+    sizes = [plan.parameters for flops in (1e10, 1e12, 1e13, 1e15) if (plan := suggested(flops))]
     assert sizes == sorted(sizes) and len(set(sizes)) == 4
 
 
 def test_little_memory_means_fewer_rows_then_smaller_models():
     """Rows are halved first, which the command then says; a model that fits with no row is left out."""
-    roomy = doctor.planned("3m", CPU_ONLY, 100 * GB)
-    assert roomy["batch_size"] == 8 and "--batch-size" not in roomy["command"]
-    need = roomy["memory_bytes"]
-    tight = doctor.planned("3m", CPU_ONLY, int(need / doctor.MEMORY_SHARE) - 10**6)
-    assert tight["batch_size"] == 4 and tight["command"].endswith("--size 3m --batch-size 4")
-    assert tight["memory_bytes"] <= need - 10**6
-    assert doctor.planned("3m", CPU_ONLY, 10**8) is None
-    assert doctor.suggest(CPU_ONLY, 10**8) is None
+    roomy = suggestion.fitting("3m", room(free=100 * GB))
+    assert roomy is not None and roomy.rows == roomy.usual == 8
+    limit = int(roomy.memory_bytes / suggestion.MEMORY_SHARE) - 10**6
+    tight = suggestion.fitting("3m", room(free=limit))
+    assert tight is not None and tight.rows == 4 and tight.memory_bytes <= roomy.memory_bytes - 10**6
+    commands = {plan.size: plan.command for plan in suggestion.plans(room(1e13, free=limit), unmeasured)}
+    assert commands["3m"].endswith("--size 3m --batch-size 4")
+    assert suggestion.fitting("3m", room(free=10**8)) is None
+    assert suggested(1e12, 10**8) is None
 
 
 def test_a_gpu_computes_more_rows():
     """The rows of a suggestion are those that a run chooses on that device."""
-    assert doctor.planned("llama-100m", ON_GPU, None)["batch_size"] == 64
-    assert doctor.planned("llama-100m", CPU_ONLY, None)["batch_size"] == 8
-    assert doctor.planned("1m", ON_GPU, None)["batch_size"] == 16  # a step of so small a model has no more rows
+
+    def rows_of(name, device):
+        fit = suggestion.fitting(name, room(device=device))
+        return fit and fit.rows
+
+    assert rows_of("llama-100m", "cuda") == 64
+    assert rows_of("llama-100m", "cpu") == 8
+    assert rows_of("1m", "cuda") == 16  # a step of so small a model has no more rows
 
 
 def test_no_suggestion_without_torch():
     """Nothing is guessed about a machine that was not measured."""
-    assert doctor.suggest(Torch(fault="x"), 100 * GB) is None
-    assert "no suggestion" in doctor.page([Check("ok", "a", "b")], None)
+    assert doctor.sizes_of(Torch(fault="x"), 100 * GB, doctor.Page(Report())) == []
+    assert "no suggestion" in doctor.advice([], None)
+
+
+def test_a_device_that_cannot_train(monkeypatch):
+    """What torch says of it is a row, and the end of the page stands there all the same."""
+
+    def refuse(fit, reached):
+        raise RuntimeError("no kernel for this type")
+
+    monkeypatch.setattr(suggestion, "measuring", lambda: refuse)
+    page = doctor.Page(Report())
+    assert doctor.sizes_of(CPU_ONLY, None, page) == []
+    status, found, _ = rows(page.checks)["training"]
+    assert status == "warn" and "no kernel for this type" in found
+
+
+def test_a_step_is_a_training_step():
+    """What is timed takes the forward pass, its gradient and the update, of full rows of two documents each."""
+    from minigpt.core.train.step_speed import made_up
+
+    batch = made_up(vocab_size=50, rows=3, max_len=8)
+    assert batch.input_ids.shape == batch.labels.shape == (3, 8) and batch.units == 24
+    assert (batch.input_ids[:, 1:] == batch.labels[:, :-1]).all()
+    assert batch.position_ids[0].tolist() == [0, 1, 2, 3] * 2
+    assert batch.segments.unique().tolist() == list(range(6))

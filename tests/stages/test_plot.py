@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,16 @@ def test_a_pipe_gets_plain_text_that_fits(runs):
     assert max(map(columns, out.splitlines())) <= 100
     assert 20 <= len(out.splitlines()) <= 25
     assert "training 1.417" in out and "validation 2.417" in out
+
+
+def test_which_metrics_are_drawn_from_zero():
+    """Amounts, of which a reader asks how much; a loss is read by its last decimals."""
+    cfg = plot.Config(x="step")
+    record = plot.Record(
+        "a", Path("a"), [{"step": 1, "loss": 5.0, "tok_s": 9.0, "mfu": 0.4, "mem_gb": 1.8}], [], {}, {}
+    )
+    panels = plot.choose(cfg, [record], ["loss", "tok_s", "mfu", "mem_gb"])
+    assert [panel.from_zero for panel in panels] == [False, True, True, True]
 
 
 def test_several_runs_have_a_panel_for_each_metric(runs):

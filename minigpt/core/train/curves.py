@@ -28,6 +28,7 @@ TITLES = {
     "mem_gb": "Memory, GB",
     "skipped": "Steps left out",
 }
+AMOUNTS = ("tok_s", "mfu", "mem_gb")  # drawn from zero on: else a flat line's noise fills the picture
 COUNTERS = ("step", "tokens", "epoch")  # numbers of a row that count the way instead of measuring anything
 MOST_POINTS = 1000  # of one curve in a picture: more than a screen shows
 
@@ -49,7 +50,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves that share their axes. start: the left end of the x axis. note: what to know besides the title."""
+    """Curves that share their axes. start: the left end of the x axis. note: what to know besides the title.
+
+    from_zero: the y axis begins at zero, so that heights compare; a logarithmic one has no zero.
+    """
 
     title: str
     curves: list[Curve]
@@ -57,6 +61,7 @@ class Panel:
     log: bool = False
     start: float = 0.0
     note: str = ""
+    from_zero: bool = False
 
     @property
     def heading(self) -> str:
@@ -187,12 +192,17 @@ def drawable(panel: Panel) -> list[Curve]:
     return [Curve(c.name, fit(c.points), c.slot, fit(c.raw) if c.raw else None) for c in panel.curves]
 
 
-def bounds(curves: Sequence[Curve], log: bool) -> tuple[float, float]:
-    """What the y axis spans: every value, with a little air; from zero at the lowest when nothing is below it."""
+def bounds(curves: Sequence[Curve], log: bool, from_zero: bool = False) -> tuple[float, float]:
+    """What the y axis spans: every value, with a little air; no lower than zero when nothing is below it.
+
+    from_zero: zero as well, on an axis that is not logarithmic.
+    """
     values = [y for c in curves for _, y in (*c.points, *(c.raw or ())) if not math.isnan(y)]
     if not values:
         return (0.1, 1.0) if log else (0.0, 1.0)
     low, high = min(values), max(values)
+    if from_zero and not log:
+        low, high = min(low, 0.0), max(high, 0.0)
     if log:
         air = max(math.exp(0.05 * (math.log(high) - math.log(low))), 1.02)
         return low / air, high * air

@@ -119,7 +119,7 @@ def _panel(panel: Panel, size: tuple[int, int], hover: bool) -> tuple[list[str],
     legend, lines = _legend(curves, x.end)
     top = TITLE + lines * LEGEND
     bottom = top + size[1]
-    y = Scale(*bounds(curves, panel.log), bottom, top, panel.log)
+    y = Scale(*bounds(curves, panel.log, panel.from_zero), bottom, top, panel.log)
     parts = [
         f'<text x="{LEFT}" y="15" font-size="13" font-weight="600">{text(clip(panel.heading, size[0] // 8))}</text>'
     ]

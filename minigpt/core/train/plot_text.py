@@ -47,7 +47,7 @@ def draw(panel: Panel, width: int, height: int, *, colour: bool = False, plain: 
     braille = colour or (len(curves) == 1 and not plain)
     legend = list(_legend(curves, width, braille, colour, plain))
     rows = max(LEAST_ROWS, height - len(legend) - 3)
-    y = Scale(*bounds(curves, panel.log), rows * 4 - 1, 0, panel.log)
+    y = Scale(*bounds(curves, panel.log, panel.from_zero), rows * 4 - 1, 0, panel.log)
     heights = y.ticks(max(2, rows // 3))
     marks = {round(y(t)) // 4: label for t, label in zip(heights, labels(heights), strict=True)}
     margin = max(map(len, marks.values()), default=0)

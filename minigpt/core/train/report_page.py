@@ -158,10 +158,10 @@ def _samples(records: Sequence[Record]) -> Iterator[str]:
 
 def _answers(prompt: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """One prompt and what came after it, step by step."""
-    yield f'<p class="prompt" dir="auto"{_language(prompt)}>{text(cut(prompt))}</p>'
+    yield f'<p class="prompt" dir="auto"{_language(prompt)}>{text(cut(lines(prompt)))}</p>'
     yield '<table class="samples"><tbody>'
     for row in rows:
-        words = f'<p dir="auto"{_language(row["text"])}>{text(cut(row["text"].strip()))}</p>'
+        words = f'<p dir="auto"{_language(row["text"])}>{text(cut(lines(row["text"])))}</p>'
         yield f'<tr><th scope="row">step {text(str(row.get("step", "?")))}</th><td>{words}</td></tr>'
     yield "</tbody></table>"
 
@@ -169,6 +169,11 @@ def _answers(prompt: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _language(words: str) -> str:
     """Chinese is said to be so: the same code points are drawn otherwise in Japanese fonts."""
     return ' lang="zh"' if _HAN.search(words) and not _KANA.search(words) else ""
+
+
+def lines(words: str) -> str:
+    """The words with line ends of one kind: XML knows no other, and the style sheet shows each of them."""
+    return words.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def cut(words: str) -> str:

@@ -163,7 +163,7 @@ def machine() -> dict[str, Any]:
 
 def default_out(stage: str) -> Path:
     """`runs/<stage>-<date>-<time>`, below $MINIGPT_RUNS or ./runs, with a number when that is taken."""
-    base = Path(os.environ.get("MINIGPT_RUNS", "runs"))
+    base = runs_folder()
     stem = f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, n = base / stem, 1
     while path.exists():
@@ -172,9 +172,19 @@ def default_out(stage: str) -> Path:
     return path
 
 
+def runs_folder() -> Path:
+    """Where runs are made that nobody names a place for."""
+    return Path(os.environ.get("MINIGPT_RUNS", "runs"))
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The runs in a folder and one level deeper, where a command that makes several puts them, by name."""
+    return sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_dir() and is_run(path))
+
+
 def newest_run() -> Path | None:
     """The run whose newest complete step was saved last, below $MINIGPT_RUNS or ./runs; None when there is none."""
-    base = Path(os.environ.get("MINIGPT_RUNS", "runs"))
+    base = runs_folder()
     found = []
     for run in {step.parent for pattern in ("*/step-*", "*/*/step-*") for step in base.glob(pattern)}:
         with contextlib.suppress(UsageError, DataError, OSError):  # no complete step, or just being removed

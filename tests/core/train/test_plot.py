@@ -12,6 +12,7 @@ from minigpt.core.train.curves import (
     Curve,
     Panel,
     Scale,
+    bounds,
     columns,
     labels,
     log_ticks,
@@ -154,6 +155,16 @@ def test_geometry():
     assert low > middle > high
     assert low - middle == pytest.approx(middle - high, abs=0.11)
     assert low - high == pytest.approx(SIZE[1] * 10 / 10.5, abs=0.11)  # 5 % of air above, none below zero
+
+
+def test_amounts_are_drawn_from_zero():
+    """Memory that hardly moves is a flat line high up, not a mountain range; a logarithmic axis stays as it is."""
+    flat = [Curve("memory", [(0, 1.829), (10, 1.831)])]
+    assert bounds(flat, False)[0] > 1.8
+    low, high = bounds(flat, False, from_zero=True)
+    assert low == 0 and 1.831 < high < 2.1
+    assert bounds(flat, True, from_zero=True) == bounds(flat, True)
+    assert bounds([Curve("a", [(0, -2.0), (1, -1.0)])], False, from_zero=True)[1] > 0
 
 
 def test_log_axis_bends():

@@ -157,6 +157,19 @@ def test_samples_by_prompt_and_step():
     assert rows == [("step 20", "吹又生", "zh"), ("step 30", "It <b>", None)]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_samples_keep_their_lines(end):
+    """Blank lines, also the first ones, and indentation stand on the page as the model wrote them."""
+    wrote = f"{end}{end}Roses are red,{end}{end}{end}  violets blue.{end}"
+    html = page(record(samples=[{"step": 1, "prompt": f"A poem:{end}{end}", "text": wrote}]))
+    root = ET.fromstring(html)
+    (said,) = [e.find("td/p").text for e in root.iter("tr") if e.find("td/p") is not None]
+    (prompt,) = [e.text for e in root.iter("p") if e.get("class") == "prompt"]
+    assert said == "\n\nRoses are red,\n\n\n  violets blue.\n" and prompt == "A poem:\n\n"
+    for rule in (r"\.samples p", r"\.prompt"):  # the element itself: what stands around it is nobody's promise
+        assert re.search(rule + r" {[^}]*white-space: pre-wrap", html)
+
+
 def test_the_newest_sample_is_always_shown():
     many = [{"step": i, "prompt": "p", "text": f"text {i}."} for i in range(100)]
     html = page(record(samples=many))

@@ -20,7 +20,7 @@ from minigpt.core.files import cache_dir, write_atomic
 
 __all__ = ["LANGUAGES", "PARTS", "VERSION", "is_spec", "jsonl", "parse", "path_of", "rows", "story"]
 
-VERSION = 4  # raise whenever any row changes: it names the files in the cache
+VERSION = 5  # raise whenever any row changes: it names the files in the cache
 LANGUAGES = {"en": (ENGLISH,), "zh": (CHINESE,), "both": (ENGLISH, CHINESE)}
 
 

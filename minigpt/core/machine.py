@@ -145,17 +145,20 @@ def _physical() -> int | None:
 class Cpu:
     name: str
     bf16: tuple[str, ...]  # its instructions that compute in bfloat16, as Linux names them
+    vendor: str = ""  # `GenuineIntel`, `AuthenticAMD`; empty where it is not told
 
 
 def cpu(root: Path = ROOT) -> Cpu:
-    """The processor. Instructions are known on Linux only."""
+    """The processor. Instructions are known on Linux only; Windows ends its description with the vendor."""
     text = read(root / "proc/cpuinfo")
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    vendor = re.search(r"^vendor_id\s*:\s*(\S+)", text, re.MULTILINE) or re.search(r"(\S+)$", platform.processor())
     known = set(flags[1].split()) if flags else set()
     return Cpu(
         name[1].strip() if name else platform.processor() or platform.machine() or "unknown",
         tuple(flag for flag in ("amx_tile", "amx_bf16", "avx512_bf16", "bf16") if flag in known),
+        vendor[1] if vendor else "",
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import os
+import platform
 import random
 import sys
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minigpt.core.errors import MissingError, UsageError
-from minigpt.core.machine import cores, memory
+from minigpt.core.machine import cores, cpu, memory
 from minigpt.core.world import World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -138,6 +140,16 @@ def native_dtype(device: torch.device) -> torch.dtype:
 def tolerant_dtype(device: torch.device) -> torch.dtype:
     """The precision of products whose rounding hardly matters: bfloat16 where it is native, else float32."""
     return torch.bfloat16 if is_native(torch.bfloat16, device) else torch.float32
+
+
+@functools.cache
+def onednn_float32() -> bool:
+    """Whether large float32 products are oneDNN's affair: on x86 processors that are not Intel's, where MKL, which
+    torch asks otherwise, keeps to kernels that are 1.1 (AVX2) to 3 times (AVX-512) slower. A rule and no measurement:
+    a run's bits must not depend on what else the machine was doing when it began.
+    """
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return x86 and torch.backends.mkldnn.is_available() and cpu().vendor == "AuthenticAMD"
 
 
 def resident_peak() -> int:

@@ -19,6 +19,7 @@ from minigpt.core.models.config import ModelConfig
 from minigpt.core.nn.attention import Attention
 from minigpt.core.nn.cache import KV, Cache, LayerCache
 from minigpt.core.nn.layers import MLP, RMSNorm
+from minigpt.core.nn.linear import Linear
 from minigpt.core.nn.nll import chunked_nll, head_nll
 from minigpt.core.nn.rope import RotaryEmbedding
 from minigpt.core.nn.seqinfo import SeqInfo
@@ -75,7 +76,7 @@ class Decoder(nn.Module):
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_size)
         self.model = Stack(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.packed_head: Callable[[Tensor], Tensor] | None = None  # the head laid out for inference
         self.reset_parameters()
 

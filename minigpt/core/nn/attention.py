@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minigpt.core.nn.attend import attend
 from minigpt.core.nn.cache import KV, LayerCache
 from minigpt.core.nn.layers import RMSNorm
+from minigpt.core.nn.linear import Linear
 from minigpt.core.nn.seqinfo import SeqInfo
 
 
@@ -26,10 +27,10 @@ class Attention(nn.Module):
         self.head_dim = head_dim
         self.kv_heads = kv_heads
         self.fused: Callable[[Tensor], Tensor] | None = None  # q_proj, k_proj and v_proj as one product, for inference
-        self.q_proj = nn.Linear(hidden_size, heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=False)
+        self.q_proj = Linear(hidden_size, heads * head_dim)
+        self.k_proj = Linear(hidden_size, kv_heads * head_dim)
+        self.v_proj = Linear(hidden_size, kv_heads * head_dim)
+        self.o_proj = Linear(heads * head_dim, hidden_size)
         self.q_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
         self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigpt.core.nn.linear import Linear
+
 SMALL = 1 << 18  # numbers; torch's own norm has less overhead, and below this size that decides
 
 
@@ -72,9 +74,9 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int):
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.gate_proj = Linear(hidden_size, intermediate_size)
+        self.up_proj = Linear(hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
         self.fused: Callable[[Tensor], Tensor] | None = None  # gate_proj and up_proj as one product, for inference
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from minigpt.core.models import folder
 from minigpt.core.models.decoder import Decoder
 from minigpt.core.models.flops import PEAKS, forward_flops, mean_context, peak_flops, train_flops
 from minigpt.core.models.presets import PRESETS
+from minigpt.core.nn import linear
 from tests.conftest import ARCHITECTURES, tiny
 
 ATEN = torch.ops.aten
@@ -36,6 +37,12 @@ FORMULAS = {
     ),
 }
 LINEAR = {"mm", "addmm_"}
+
+
+@pytest.fixture(autouse=True)
+def torchs_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter sees no product of another library."""
+    monkeypatch.setattr(linear, "onednn_float32", lambda: False)
 
 
 def packed(lengths: list[int], rows: int = 2, ignored: int = 0) -> Batch:

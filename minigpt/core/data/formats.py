@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from minigpt.core.data import reader
-from minigpt.core.data.messages import Raw, a_type, conversation, first_key, optional_text, required_text
+from minigpt.core.data.messages import (
+    REASONING_KEYS,
+    Raw,
+    Watched,
+    a_type,
+    conversation,
+    first_key,
+    optional_text,
+    present,
+    required_text,
+)
 from minigpt.core.data.schema import BadRow, BadRows, Conversation, Document, Record, WrongStage
 from minigpt.core.errors import UsageError
 
 _TEXT_KEYS = ("text", "content", "document", "raw_content")
 _ANSWER_KEYS = ("completion", "response")
+_BESIDE = {  # columns that tell about a row
+    "id", "uuid", "uid", "source", "dataset", "data_source", "origin", "url", "uri", "link", "file", "path",
+    "license", "language", "lang", "locale", "domain", "category", "type", "topic", "task", "subject", "level",
+    "difficulty", "kind", "split", "subset", "tags", "labels", "label", "score", "model", "author", "timestamp",
+    "date", "created", "created_at", "meta", "metadata",
+}  # fmt: skip
+_PLACEHOLDER = re.compile(r"\{\{\w+\}\}")
 PLAIN = "plain text"  # a row that is a string: a text file's document
 
 
@@ -24,46 +42,89 @@ class Shape(NamedTuple):
     read: Callable[[Raw], Record]
 
 
+class Reading(NamedTuple):
+    """shape: name of the shape that the row came in.
+
+    unread: columns with text that is nowhere in the record. beside: other columns that were not read, such as an id.
+    """
+
+    record: Record
+    shape: str
+    unread: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+
 def detect(row: Any, kind: str = "chat") -> str | None:
     """The name of a row's shape, None when it has none that is known. kind: see `read`."""
     if isinstance(row, str):
         return PLAIN
-    shape = _shape(row, kind) if isinstance(row, dict) else None
+    shape = _shape(row, kind)[0] if isinstance(row, dict) else None
     return shape.name if shape else None
 
 
 def normalise(row: Any, kind: str = "chat") -> Record:
     """A raw row as a record; see `read`."""
-    return read(row, kind)[0]
+    return read(row, kind).record
 
 
-def read(row: Any, kind: str = "chat") -> tuple[Record, str]:
-    """A raw row as a record, and the name of the shape it came in.
+def read(row: Any, kind: str = "chat") -> Reading:
+    """A raw row as a record, with an account of what was read.
 
     kind: `chat` or `text`, which decides when a row could be read as either (Alpaca rows with a `text` column).
     BadRow says what is wrong; WrongStage that the row belongs to another stage. A conversation under `text` is returned
     as such: whether it can be written out depends on the tokenizer.
     """
     if isinstance(row, str):
-        record: Record = Document(required_text(row, "text"))
-        name = PLAIN
+        reading = Reading(Document(required_text(row, "text")), PLAIN)
     elif not isinstance(row, dict):
         raise BadRow(f"{a_type(row)} where an object should be", fix='write rows as {"text": …} or {"messages": […]}')
     else:
-        shape = _shape(row, kind)
+        shape, columns = _shape(row, kind)
         if shape is None:
             raise _unknown(row, kind)
-        record, name = shape.read(row), shape.name
-    if kind == "chat" and isinstance(record, Document):
+        watched = Watched(columns)
+        record = shape.read(watched)
+        reading = Reading(record, shape.name, *_unread(watched, record))
+    if kind == "chat" and isinstance(reading.record, Document):
         raise WrongStage(
             "text but no conversation",
             fix="train on text with minigpt pretrain; sft takes messages, ShareGPT or Alpaca rows",
         )
-    return record, name
+    if kind == "chat" and isinstance(reading.record, Conversation) and not _is_learnt(reading.record):
+        raise BadRow("no assistant message that is learnt", ": all of them are masked", fix="leave it out")
+    return reading
 
 
-def _shape(row: Raw, kind: str) -> Shape | None:
-    return next((s for s in (SHAPES if kind == "chat" else TEXT_FIRST) if s.fits(row)), None)
+def _unread(row: Watched, record: Record) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The columns of `Reading.unread` and `Reading.beside`."""
+    rest = [key for key in row if key not in row.read]
+    if not rest:
+        return (), ()
+    told = [text for text in texts(record) if text.strip()]
+    whole = "\n".join(told)
+
+    def is_lost(value: Any) -> bool:
+        if isinstance(value, (list, dict)):
+            return any(map(is_lost, value.values() if isinstance(value, dict) else value))
+        if not isinstance(value, str) or not value.strip():
+            return False
+        return value.strip() not in whole and not all(text in value for text in told)  # a `text` of the whole row
+
+    lost = tuple(key for key in rest if key not in _BESIDE and is_lost(row.peek(key)))
+    return lost, tuple(key for key in rest if key not in lost)
+
+
+def _is_learnt(record: Conversation) -> bool:
+    return any(m["role"] == "assistant" and m.get("weight", 1) for m in record.messages)
+
+
+def _shape(row: Raw, kind: str) -> tuple[Shape | None, Raw]:
+    """A row's shape, and its columns without those that are null, unless it takes these to have a shape at all."""
+    for columns in (present(row), row):
+        for shape in SHAPES if kind == "chat" else TEXT_FIRST:
+            if shape.fits(columns):
+                return shape, columns
+    return None, row
 
 
 def _unknown(row: Raw, kind: str) -> BadRow:
@@ -104,32 +165,43 @@ def _from_conversations(row: Raw) -> Conversation:
 
 
 def _from_alpaca(row: Raw) -> Conversation:
-    question = "\n".join(t for t in (optional_text(row, "instruction"), optional_text(row, "input")) if t)
+    key = first_key(row, ("output", *_ANSWER_KEYS))
+    assert key is not None
     turns: list[Any] = []
     history = row.get("history") or []
     for pair in history if isinstance(history, list) else [history]:
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2):
             raise BadRow("a history that is not a list of question and answer pairs")
         turns += _pair(*pair)
-    return conversation(row, [*turns, *_pair(question, row["output"])])
+    return conversation(row, [*turns, *_pair(_question(row, optional_text(row, "instruction")), row[key])])
 
 
 def _from_prompt(row: Raw) -> Conversation:
     key = first_key(row, _ANSWER_KEYS)
     assert key is not None
     prompt, answer = row["prompt"], row[key]
-    asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    if isinstance(prompt, list):
+        if any(optional_text(row, key) for key in ("context", "input")):
+            raise BadRow("a context or an input beside a prompt that is a list", fix="put it into the messages")
+    else:
+        prompt = [{"role": "user", "content": _question(row, prompt)}]
     if isinstance(answer, list):
-        return conversation(row, [*asked, *answer])
-    return conversation(
-        row, [*asked, {"role": "assistant", "content": answer, "reasoning_content": row.get("thinking")}]
-    )
+        return conversation(row, [*prompt, *answer])
+    thought = {name: row[name] for name in REASONING_KEYS if name in row}
+    return conversation(row, [*prompt, {"role": "assistant", "content": answer, **thought}])
 
 
 def _from_question(row: Raw) -> Conversation:
-    if "question" in row:
-        return conversation(row, _pair(row["question"], row["answer"]))
-    return conversation(row, _pair(row["problem"], row["solution"]))
+    asked, answer = ("question", "answer") if "question" in row and "answer" in row else ("problem", "solution")
+    return conversation(row, _pair(_question(row, row[asked]), row[answer]))
+
+
+def _question(row: Raw, asked: Any) -> Any:
+    """What the user says: the context and a blank line, the question, and the input on a line of its own."""
+    if not isinstance(asked, str):
+        return asked  # told as a bad content
+    asked = "\n".join(part for part in (asked, optional_text(row, "input")) if part)
+    return "\n\n".join(part for part in (optional_text(row, "context"), asked) if part)
 
 
 def _from_text(row: Raw) -> Document:
@@ -148,11 +220,15 @@ SHAPES = [  # the first that fits is taken
     Shape("messages", _has("messages"), _from_messages),
     Shape("ShareGPT", _is_sharegpt, _from_conversations),
     Shape("MiniMind conversations", _has("conversations"), _from_conversations),
-    Shape("Alpaca", _has("instruction", "output"), _from_alpaca),
-    Shape("prompt and answer", lambda r: "prompt" in r and first_key(r, _ANSWER_KEYS) is not None, _from_prompt),
+    Shape(
+        "Alpaca",
+        lambda row: "instruction" in row and first_key(row, ("output", *_ANSWER_KEYS)) is not None,
+        _from_alpaca,
+    ),
+    Shape("prompt and answer", lambda row: "prompt" in row and first_key(row, _ANSWER_KEYS) is not None, _from_prompt),
     Shape(
         "question and answer",
-        lambda r: ("question" in r and "answer" in r) or ("problem" in r and "solution" in r),
+        lambda row: ("question" in row and "answer" in row) or ("problem" in row and "solution" in row),
         _from_question,
     ),
     Shape("text", lambda row: first_key(row, _TEXT_KEYS) is not None, _from_text),
@@ -184,6 +260,12 @@ def texts(record: Record) -> Iterator[str]:
         yield message["content"]
         for call in message.get("tool_calls", ()):
             yield json.dumps(call["function"], ensure_ascii=False)
+
+
+def placeholders(record: Record) -> list[str]:
+    """What stands in a record for somebody to replace, such as `{{name}}`; each once."""
+    found = (name for text in texts(record) if "{{" in text for name in _PLACEHOLDER.findall(text))
+    return list(dict.fromkeys(found))
 
 
 def texts_for_training(

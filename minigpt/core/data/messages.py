@@ -23,9 +23,33 @@ _ROLE_NAMES = {
     "function_call": "call",
     "tool_call": "call",
 }
+_SYSTEM_KEYS = ("system", "system_prompt", "system_message")  # of a row, beside its messages
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_LOSS_KEYS = ("weight", "loss", "train", "loss_mask")  # of a message: whether it is learnt
 _THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
 
 Raw = Mapping[str, Any]
+
+
+class Watched(dict[str, Any]):
+    """A row that remembers which of its columns were read."""
+
+    def __init__(self, row: Raw):
+        super().__init__(row)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def peek(self, key: str) -> Any:
+        """A value, which is not read by this."""
+        return super().__getitem__(key)
 
 
 def conversation(row: Raw, turns: Any) -> Conversation:
@@ -39,10 +63,12 @@ def conversation(row: Raw, turns: Any) -> Conversation:
     for turn in turns:
         if not isinstance(turn, dict):
             raise BadRow(f"{a_type(turn)} where a message should be", fix='write messages as {"role": …, "content": …}')
+        turn = present(turn)
         tools = tools or _tools(turn)
         messages.append(_message(turn))
-    if system := optional_text(row, "system"):
-        messages.insert(0, {"role": "system", "content": system})
+    system = next((found for key in _SYSTEM_KEYS if (found := optional_text(row, key))), "")
+    if system and messages[0] != (told := {"role": "system", "content": system}):
+        messages.insert(0, told)
     messages = [m for m in messages if m["role"] != "system" or m["content"]]
     if not any(m["role"] == "assistant" for m in messages):
         raise BadRow("no assistant message", ", so there is nothing to learn from it", fix="add the answer")
@@ -50,6 +76,39 @@ def conversation(row: Raw, turns: Any) -> Conversation:
 
 
 def _message(turn: Raw) -> Message:
+    """One canonical message: what was said, and what else of the turn a template may write."""
+    learnt = _is_learnt(turn)
+    message = _said(turn)
+    if (name := _label(turn, "name")) is not None:
+        message["name"] = name
+    if message["role"] == "tool" and (id := _label(turn, "tool_call_id")) is not None:
+        message["tool_call_id"] = id
+    if message["role"] == "assistant" and not learnt:
+        message["weight"] = 0
+    return message
+
+
+def _is_learnt(turn: Raw) -> bool:
+    """Whether a turn's `weight`, `loss`, `train` and `loss_mask`, where it has them, let it be learnt."""
+    learnt = True
+    for key in _LOSS_KEYS:
+        value = turn.get(key, 1)
+        if not (isinstance(value, (bool, int, float)) and value in (0, 1)):
+            shown = json.dumps(value, ensure_ascii=False, default=str)
+            raise BadRow(f"a {key} that is neither 0 nor 1", f": {shown}", fix="write 0 or false to mask a message")
+        learnt = learnt and bool(value)
+    return learnt
+
+
+def _label(value: Raw, key: str) -> str | int | None:
+    """A name or an id, as it is; None when it is missing or blank."""
+    label = value.get(key, "")
+    if isinstance(label, bool) or not isinstance(label, (str, int)):
+        raise BadRow(f"{a_type(label)} as {key}", fix="write it as a string")
+    return label if isinstance(label, int) else _whole(label) if label.strip() else None
+
+
+def _said(turn: Raw) -> Message:
     named = turn.get("role", turn.get("from"))
     role = _ROLE_NAMES.get(named.strip().lower()) if isinstance(named, str) else None
     if role is None:
@@ -63,7 +122,7 @@ def _message(turn: Raw) -> Message:
     calls = _calls(turn.get("tool_calls"))
     if not calls and isinstance(turn.get("function_call"), dict):
         calls = _calls([turn["function_call"]])
-    reasoning = turn.get("reasoning_content")
+    reasoning = next((turn[key] for key in REASONING_KEYS if turn.get(key)), None)
     if isinstance(content, list):
         content, thought, more = _parts(content)
         reasoning, calls = reasoning or thought, calls + more
@@ -78,8 +137,8 @@ def _assistant(content: Any, reasoning: Any, calls: list[dict[str, Any]]) -> Mes
     if reasoning is not None and not isinstance(reasoning, str):
         raise BadRow(f"{a_type(reasoning)} as reasoning_content", fix="write it as a string")
     text = content if calls and content == "" else _content(content, "assistant", bool(reasoning))
-    if not reasoning and (found := _THINK.match(text)):
-        reasoning, text = found[1].strip(), text[found.end() :]
+    if not reasoning:
+        reasoning, text = _thought_apart(text)
         if not (text or reasoning or calls):
             raise BadRow("an empty assistant message", fix="add the answer")
     message: Message = {"role": "assistant", "content": text}
@@ -88,6 +147,16 @@ def _assistant(content: Any, reasoning: Any, calls: list[dict[str, Any]]) -> Mes
     if calls:
         message["tool_calls"] = calls
     return message
+
+
+def _thought_apart(text: str) -> tuple[str, str]:
+    """(reasoning, answer). A thought may lack the tag that begins it: in many templates the prompt ends with that."""
+    if found := _THINK.match(text):
+        return found[1].strip(), text[found.end() :]
+    before, ends, after = text.partition(_THOUGHT_ENDS)
+    if ends and _THOUGHT_BEGINS not in before:
+        return before.strip("\n"), after.lstrip("\n")
+    return "", text
 
 
 def _content(value: Any, role: str, may_be_empty: bool = False) -> str:
@@ -110,6 +179,7 @@ def _parts(parts: list[Any]) -> tuple[str, str | None, list[dict[str, Any]]]:
         if isinstance(part, str):
             texts.append(part)
             continue
+        part = present(part) if isinstance(part, dict) else part
         kind = part.get("type") if isinstance(part, dict) else None
         key = first_key(part, ("text", "value", "content", kind)) if isinstance(kind, str) else None
         value = None if key is None else part[key]
@@ -131,14 +201,22 @@ def _calls(value: Any) -> list[dict[str, Any]]:
     value = _json(value, "a tool call")
     calls = []
     for call in value if isinstance(value, list) else [value] if value else []:
-        function = call.get("function", call) if isinstance(call, dict) else None
+        call = present(call) if isinstance(call, dict) else {}
+        function = call.get("function", call)
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(function, dict) or not isinstance(name, str):
             raise BadRow("a tool call without a name", fix='write tool calls as {"name": …, "arguments": {…}}')
         arguments = _json(function.get("arguments", function.get("parameters")), "tool call arguments") or {}
         if not isinstance(arguments, dict):
             raise BadRow("tool call arguments that are not an object", fix="write arguments by name")
-        calls.append({"type": "function", "function": {"name": name, "arguments": _checked(arguments)}})
+        id = _label(call, "id")
+        calls.append(
+            {
+                **({} if id is None else {"id": id}),
+                "type": "function",
+                "function": {"name": name, "arguments": _checked(arguments)},
+            }
+        )
     return calls
 
 
@@ -166,6 +244,11 @@ def _json(value: Any, what: str) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------ values
+
+
+def present(row: Raw) -> Raw:
+    """Without null columns: tables have them wherever other rows have a value."""
+    return {k: v for k, v in row.items() if v is not None} if any(v is None for v in row.values()) else row
 
 
 def first_key(row: Raw, keys: Sequence[str]) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from minigpt.core.errors import DataError, UsageError
 
-Message = dict[str, Any]  # role, content and perhaps reasoning_content, tool_calls
+Message = dict[str, Any]  # see Conversation
 
 ROLES = ("system", "user", "assistant", "tool")
 _SHOWN = 2000  # characters of a bad row that an error carries; the console cuts further
@@ -27,8 +27,9 @@ class Document:
 class Conversation:
     """Turns of which the assistant's are learnt.
 
-    messages: role (one of ROLES), content (str); an assistant's may have reasoning_content (str) and tool_calls
-    ([{"type": "function", "function": {"name": str, "arguments": dict}}]).
+    messages: role (one of ROLES), content (str) and perhaps name; an assistant's may have reasoning_content (str),
+    tool_calls ([{"type": "function", "function": {"name": str, "arguments": dict}}], perhaps with an id) and
+    weight (0: it is not learnt), a tool's tool_call_id.
     tools: OpenAI's function descriptions that the template shows to the model.
     """
 

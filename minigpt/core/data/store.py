@@ -21,16 +21,17 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minigpt.core.data import reader
-from minigpt.core.data.chat import render
-from minigpt.core.data.formats import read
+from minigpt.core.data import chat, reader
+from minigpt.core.data.formats import Reading, placeholders, read
+from minigpt.core.data.remarks import PLACEHOLDERS, UNREAD, UNWRITTEN, Remarks
 from minigpt.core.data.schema import BadRow, BadRows, Conversation, Document, Record, WrongStage, reasons
 from minigpt.core.data.tokenizer import Tokenizer
+from minigpt.core.data.unwritten import unwritten
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.files import cache_dir, new_dir, read_json, remembered_sha256, write_json
 from minigpt.core.report import Report
 
-FORMAT = 1  # raise whenever the same sources would give another store
+FORMAT = 2  # raise whenever the same sources would give another store
 KINDS = ("text", "chat")
 BATCH_DOCUMENTS = 1000  # tokenised at once
 BATCH_BYTES = 4 << 20  # … or fewer, when they are long
@@ -50,7 +51,7 @@ class Store:
     docs: (N,) records: offset and length (tokens), supervised (positions that are learnt), bytes (of text in those),
     source (index into meta["sources"]), hash (of the content), val (held out).
     meta: format, kind, fingerprint, tokenizer, vocabulary, sources, rows, documents, tokens, supervised, characters,
-    bad, unsupervised, shapes. notes: sentences on what was left out. weights: source index → share of an epoch.
+    bad, unsupervised, shapes, remarks (see Remarks).
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], saved: NDArray[Any], val_share: float | None):
@@ -62,7 +63,6 @@ class Store:
         for name in _SAVED.names or ():
             self.docs[name] = saved[name]
         self.docs["val"] = held_out(saved["hash"], val_share)
-        self.notes = _notes(meta)
 
     @classmethod
     def load(cls, path: str | Path, val_share: float | None = 0.0) -> Store:
@@ -92,6 +92,11 @@ class Store:
         """sha256 of the content and of which documents are held out: equal fingerprints train on the same tokens."""
         parts = [self.meta["fingerprint"], hashlib.sha256(np.packbits(self.docs["val"]).tobytes()).hexdigest()]
         return hashlib.sha256(json.dumps([*parts, sorted(self.weights.items())]).encode()).hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out or should be known, in sentences."""
+        return _notes(self.meta)
 
     @property
     def weights(self) -> dict[int, float]:
@@ -235,10 +240,17 @@ class _Piece(NamedTuple):
     content: bytes
 
 
+_Written = tuple[Record, chat.Parts | None]  # a row, and what the chat template made of it if it is a conversation
+
+
 class _Batch(NamedTuple):
-    """Rows on their way. encoded: the ids of their running texts, when they are done. read: bytes of the input."""
+    """Rows on their way. encoded: the ids of their running texts, when they are done. read: bytes of the input.
+
+    parts: what the chat template made of each conversation.
+    """
 
     records: list[Record]
+    parts: list[chat.Parts]
     source: int
     encoded: Future[list[list[int]]]
     read: int
@@ -262,6 +274,7 @@ class _Builder:
         self.dtype = np.dtype("u2" if tokenizer.vocab_size <= 1 << 16 else "u4")
         self.rows = [0] * len(inputs)
         self.shapes: Counter[str] = Counter()
+        self.remarks = Remarks()
         self.documents = self.tokens = self.supervised = self.characters = self.unsupervised = self.read = 0
         self.templated = False
         self._opening, self._closing = tokenizer.opening_id, tokenizer.document_id
@@ -303,42 +316,61 @@ class _Builder:
         waiting: _Batch | None = None
         before = 0
         for number, source in enumerate(self.inputs):
-            for records in _batches(self._records(number, source)):
+            for rows in _batches(self._records(number, source)):
+                records = [record for record, _ in rows]
                 texts = [r.text for r in records if isinstance(r, Document)]
                 encoded = worker.submit(self.tokenizer.encode_batch, texts)
                 if waiting is not None:
                     yield waiting
-                waiting = _Batch(records, number, encoded, before + self.read)
+                parts = [parts for _, parts in rows if parts is not None]
+                waiting = _Batch(records, parts, number, encoded, before + self.read)
             before += reader.size_of(source.path)
         if waiting is not None:
             yield waiting
 
-    def _records(self, number: int, source: reader.Input) -> Iterator[Record]:
+    def _records(self, number: int, source: reader.Input) -> Iterator[_Written]:
         for row in reader.rows(source, self.split_docs):
             self.rows[number] += 1
             self.read = row.done
             try:
                 if row.fault:
                     raise row.fault
-                record, shape = read(row.value, self.kind)
-                if isinstance(record, Conversation) and self.tokenizer.chat_template is None:
-                    raise WrongStage(
-                        "a conversation, and this tokenizer has no chat template to write it with",
-                        fix="learn from conversations with minigpt sft",
-                    )
+                reading = read(row.value, self.kind)
+                parts = self._parts(reading.record) if isinstance(reading.record, Conversation) else None
             except BadRow as fault:
                 self.bad.add(row.where, fault, row.value)
                 continue
-            self.shapes[shape] += 1
-            yield record
+            self.shapes[reading.shape] += 1
+            self._remark(reading, parts, number, row.where.removeprefix(source.name))
+            yield reading.record, parts
+
+    def _parts(self, record: Conversation) -> chat.Parts:
+        if self.tokenizer.chat_template is None:
+            raise WrongStage(
+                "a conversation, and this tokenizer has no chat template to write it with",
+                fix="learn from conversations with minigpt sft",
+            )
+        return chat.prepare(self.tokenizer, record.messages, record.tools or None)
+
+    def _remark(self, reading: Reading, parts: chat.Parts | None, source: int, place: str) -> None:
+        """Count what this row has that nobody will learn, or that somebody should look at."""
+        record = reading.record
+        self.remarks.add(UNREAD, reading.unread, source, place)
+        self.remarks.add(PLACEHOLDERS, placeholders(record), source, place)
+        if isinstance(record, Conversation) and parts is not None:
+            self.remarks.add(UNWRITTEN, unwritten(self.tokenizer, record, parts), source, place)
 
     def _store(self, batch: _Batch, files: Sequence[IO[bytes]]) -> None:
         """Append a batch to tokens, mask and docs."""
         encoded = iter(batch.encoded.result())
+        rendered = iter(chat.encode(self.tokenizer, batch.parts))
         pieces: list[_Piece] = []
         docs: list[tuple[int, ...]] = []
         for record in batch.records:
-            piece = self._framed(record, next(encoded)) if isinstance(record, Document) else self._rendered(record)
+            if isinstance(record, Document):
+                piece = self._framed(record, next(encoded))
+            else:
+                piece = self._templated(record, next(rendered))
             if not piece.supervised:
                 self.unsupervised += 1
                 continue
@@ -362,9 +394,9 @@ class _Builder:
         content = record.text.encode("utf-8")
         return _Piece(ids, b"\1" * len(ids), len(ids) - 1, len(content), len(record.text), content)
 
-    def _rendered(self, record: Conversation) -> _Piece:
+    def _templated(self, record: Conversation, rendered: chat.Rendered) -> _Piece:
         self.templated = True
-        ids, learnt = render(self.tokenizer, record.messages, record.tools or None)
+        ids, learnt = rendered
         mask = np.array(learnt, dtype=np.uint8) | (self.kind == "text")
         size = int(self.tokenizer.token_bytes[np.array(ids, dtype=np.int64)[mask != 0]].sum())
         characters = sum(len(m["content"]) + len(m.get("reasoning_content", "")) for m in record.messages)
@@ -390,14 +422,16 @@ class _Builder:
             "bad": dict(self.bad.counts),
             "unsupervised": self.unsupervised,
             "shapes": dict(self.shapes),
+            "remarks": self.remarks.counts,
         }
 
 
-def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
-    batch: list[Record] = []
+def _batches(rows: Iterator[_Written]) -> Iterator[list[_Written]]:
+    batch: list[_Written] = []
     size = 0
-    for record in records:
-        batch.append(record)
+    for row in rows:
+        batch.append(row)
+        record, _ = row
         size += len(record.text) if isinstance(record, Document) else sum(len(m["content"]) for m in record.messages)
         if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_BYTES:
             yield batch
@@ -422,11 +456,11 @@ def _damaged(file: Path, wanted: str, found: str) -> DataError:
 
 
 def _notes(meta: dict[str, Any]) -> list[str]:
-    """What was left out, in sentences."""
+    """What was left out, and what of the rest nobody learns, in sentences."""
     notes = []
     if bad := meta["bad"]:
         n = sum(bad.values())
         notes.append(f"{n:,} {'row' if n == 1 else 'rows'} skipped: {reasons(bad)}")
     if n := meta["unsupervised"]:
         notes.append(f"{n:,} {'conversation' if n == 1 else 'conversations'} left out: nothing to learn in them")
-    return notes
+    return notes + list(Remarks(meta["remarks"]).sentences([s["path"] for s in meta["sources"]]))

@@ -72,6 +72,55 @@ def no_tokenising(monkeypatch):
 # ------------------------------------------------------------------------------------------------ contents
 
 
+STRICT = (  # refuses system messages, as Gemma's template does
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_row_that_the_template_refuses_is_a_bad_row(cache, talker):
+    """Named by file and line with the template's own words, and skipped and counted within --max-bad."""
+    strict = Tokenizer(json.dumps(talker._json), talker.config)
+    strict.chat_template = STRICT
+    write("strict.jsonl", [CHATS[0], {**CHATS[1], "system": "Be kind."}, CHATS[2]])
+    with pytest.raises(DataError, match=r"strict\.jsonl:2 has .*does not accept: System role not supported") as caught:
+        build(["strict.jsonl"], strict, kind="chat")
+    assert "--max-bad" in caught.value.fix
+    made = build(["strict.jsonl"], strict, kind="chat", max_bad="1")
+    assert len(made.docs) == 2
+    assert made.notes == ["1 row skipped: 1 with a conversation that the chat template does not accept"]
+
+
+def test_what_nobody_will_learn_is_told(cache, talker):
+    """Columns, parts that the template does not write, placeholders; also by a store that was made before, under the
+    name that its file has then.
+    """
+    row = {"instruction": "Hi", "output": "<think>hm</think>I am {{name}}.", "passage": "A tale."}
+    write("a.jsonl", [*CHATS, row])
+    expected = [
+        "{}: not read: passage (1 row)",
+        "the chat template does not write, so nobody learns: reasoning (1 row, first {}:51); --thinking on writes "
+        "reasoning, in minigpt's own template",
+        "1 row holds placeholders such as {{{{name}}}} (first {}:51): learnt as they stand",
+    ]
+    assert build(["a.jsonl"], talker, kind="chat").notes == [line.format("a.jsonl") for line in expected]
+    os.rename("a.jsonl", "b.jsonl")
+    assert build(["b.jsonl"], talker, kind="chat").notes == [line.format("b.jsonl") for line in expected]
+
+
+def test_masked_answers_are_not_learnt(cache, talker):
+    """`weight` 0 in a row, in the store: the ids stand, the mask does not."""
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "BAD", "weight": 0}]
+    good = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "good", "weight": 1}]
+    made = build([write("a.jsonl", [{"messages": turns + good}])], talker, kind="chat")
+    tokens, learnt = whole(made, 0)
+    assert talker.decode(tokens[learnt].tolist(), skip_special=False) == "good<|im_end|>"
+    assert "BAD" in talker.decode(tokens.tolist())
+    with pytest.raises(DataError, match=r"b\.jsonl:1 has no assistant message that is learnt"):
+        build([write("b.jsonl", [{"messages": turns}])], talker, kind="chat")
+
+
 def test_a_text_store_holds_every_token_framed_and_learnt(cache, base):
     made = build([write_texts("a.jsonl", TEXTS)], base)
     assert len(made.docs) == len(TEXTS)
@@ -214,20 +263,22 @@ def test_a_store_with_bad_rows_does_not_hide_them_from_a_stricter_run(cache, bas
 
 def test_conversations_without_anything_to_learn_are_left_out_and_told(cache, talker, monkeypatch):
     write("a.jsonl", CHATS)
-    true = store.render
+    true = chat.encode
 
-    def some(tokenizer, messages, tools):
-        found = true(tokenizer, messages, tools)
-        return found if "3" not in messages[0]["content"] else chat.Rendered(found.ids, [False] * len(found.ids))
+    def some(tokenizer, conversations):
+        return [
+            chat.Rendered(r.ids, [False] * len(r.ids)) if "3" in tokenizer.decode(r.ids) else r
+            for r in true(tokenizer, conversations)
+        ]
 
-    monkeypatch.setattr(store, "render", some)
+    monkeypatch.setattr(chat, "encode", some)
     left = sum("3" in row["instruction"] for row in CHATS)
     made = build(["a.jsonl"], talker, kind="chat")
     assert made.meta["unsupervised"] == left and len(made.docs) == 50 - left
     assert made.notes == [f"{left} conversations left out: nothing to learn in them"]
     ends = made.docs["offset"] + made.docs["length"]
     assert made.docs["offset"].tolist() == [0, *ends[:-1].tolist()] and ends[-1] == made.meta["tokens"]
-    monkeypatch.setattr(store, "render", lambda *a: chat.Rendered([1, 2], [False, False]))
+    monkeypatch.setattr(chat, "encode", lambda *a: [chat.Rendered([1, 2], [False, False])])
     with pytest.raises(DataError, match="anything to learn"):
         build([write("b.jsonl", CHATS[:1])], talker, kind="chat")
 

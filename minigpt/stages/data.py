@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from minigpt.core.config import group, opt
 from minigpt.core.errors import CheckFailed, DataError, UsageError
 from minigpt.core.groups import CommonConfig, split_docs_option
-from minigpt.core.report import Context, Progress, Result
+from minigpt.core.report import Context, Progress, Report, Result
 from minigpt.stages import Verb
 
 if TYPE_CHECKING:
     from minigpt.core.data.chat import Rendered
     from minigpt.core.data.reader import Input
+    from minigpt.core.data.remarks import Remarks
     from minigpt.core.data.schema import BadRow, Record, Row
     from minigpt.core.data.tokenizer import Tokenizer
 
@@ -59,6 +60,14 @@ class PreviewConfig:
 @dataclass
 class CheckConfig:
     files: FilesConfig = group(FilesConfig)
+    tokenizer: str | None = opt(
+        None,
+        "model or tokenizer whose chat template every conversation is tried with",
+        short="-t",
+        panel="Model",
+        metavar="PATH",
+        shown="rows alone",
+    )
     limit: int = opt(20, "bad rows to list; 0 = all", panel="Output", low=0)
     common: CommonConfig = group(CommonConfig)
 
@@ -86,30 +95,48 @@ class Finding:
         return f"{self.where}: {self.fault.reason}{self.fault.detail}"
 
 
+def new_remarks() -> Remarks:
+    from minigpt.core.data.remarks import Remarks
+
+    return Remarks()
+
+
 @dataclass
 class Survey:
-    """What one pass over a file found. bad: reason → rows."""
+    """What one pass over a file found. bad: reason → rows. remarks: on good rows, of source 0."""
 
     name: str
     kind: str = "text"
     rows: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
+    remarks: Remarks = field(default_factory=new_remarks)
 
     def facts(self) -> dict[str, Any]:
         counts = {"shapes": dict(self.shapes), "bad": sum(self.bad.values()), "reasons": dict(self.bad)}
-        return {"file": self.name, "kind": self.kind, "rows": self.rows, **counts}
+        told = {kind: self.remarks.names(kind) for kind in self.remarks.counts}
+        return {"file": self.name, "kind": self.kind, "rows": self.rows, **counts, "told": told}
+
+    def tell(self, report: Report) -> None:
+        """What of the good rows nobody will learn, and what only tells about them."""
+        from minigpt.core.data.remarks import BESIDE
+
+        for sentence in self.remarks.sentences([self.name]):
+            report.warn(sentence)
+        if beside := self.remarks.names(BESIDE):
+            report.note("beside", f"{self.name}: columns that only tell about a row: {', '.join(beside)}")
 
 
 def survey(
-    source: Input, cfg: FilesConfig, found: Survey, bar: Progress, before: int = 0
+    source: Input, cfg: FilesConfig, found: Survey, bar: Progress, before: int = 0, tokenizer: Tokenizer | None = None
 ) -> Iterator[tuple[Row, Record | Finding]]:
     """Every row of a file with its record, or with what is wrong with it; `found` is filled on the way.
 
-    before: bytes of earlier files, for the bar.
+    before: bytes of earlier files, for the bar. tokenizer: try its chat template with every conversation.
     """
-    from minigpt.core.data.formats import read
+    from minigpt.core.data.formats import placeholders, read
     from minigpt.core.data.reader import rows
+    from minigpt.core.data.remarks import BESIDE, PLACEHOLDERS, UNREAD
     from minigpt.core.data.schema import BadRow
 
     if source.path.is_dir():
@@ -123,13 +150,40 @@ def survey(
         try:
             if row.fault:
                 raise row.fault
-            record, shape = read(row.value, found.kind)
+            reading = read(row.value, found.kind)
+            if tokenizer is not None:
+                remark_unwritten(tokenizer, row, reading.record, found)
         except BadRow as fault:
             found.bad[fault.reason] += 1
             yield row, Finding(row.where, fault)
             continue
-        found.shapes[shape] += 1
-        yield row, record
+        found.shapes[reading.shape] += 1
+        for kind, names in (
+            (UNREAD, reading.unread),
+            (BESIDE, reading.beside),
+            (PLACEHOLDERS, placeholders(reading.record)),
+        ):
+            found.remarks.add(kind, names, 0, row.where.removeprefix(source.name))
+        yield row, reading.record
+
+
+def remark_unwritten(tokenizer: Tokenizer, row: Row, record: Record, found: Survey) -> None:
+    """Note what of a conversation the chat template does not write. BadRow when it writes nothing at all."""
+    from minigpt.core.data.chat import prepare
+    from minigpt.core.data.remarks import UNWRITTEN
+    from minigpt.core.data.schema import Conversation
+    from minigpt.core.data.unwritten import unwritten
+
+    if isinstance(record, Conversation):
+        parts = prepare(tokenizer, record.messages, record.tools or None)
+        found.remarks.add(UNWRITTEN, unwritten(tokenizer, record, parts), 0, row.where.removeprefix(found.name))
+
+
+def has_own_template(tokenizer: Tokenizer | None) -> bool:
+    """Whether its template is another than ours, which sft gives with or without think blocks as the data needs them."""
+    from minigpt.core.data.chat import template
+
+    return tokenizer is not None and tokenizer.chat_template not in (None, template(False))
 
 
 def _kind(opening: list[Row]) -> str:
@@ -148,28 +202,41 @@ def wanted_files(cfg: FilesConfig, command: str) -> list[Input]:
     return expand(cfg.files)
 
 
+def opened(named: str | None, report: Report) -> Tokenizer | None:
+    if named is None:
+        return None
+    from minigpt.core.convert.open import open_tokenizer
+
+    return open_tokenizer(named, report)
+
+
 # ---------------------------------------------------------------------------------------------- check
 
 
 def check(cfg: CheckConfig, context: Context) -> Result:
     """Read every row. Lists the bad ones; exit 7 when there are any, 3 when a file cannot be read at all."""
+    from minigpt.core.data.chat import template
     from minigpt.core.data.reader import size_of
     from minigpt.core.data.schema import reasons
 
     inputs = wanted_files(cfg.files, "data check")
+    tokenizer = opened(cfg.tokenizer, context.report)
+    if tokenizer is not None and not has_own_template(tokenizer):
+        tokenizer.chat_template = template(True)
     surveys: list[Survey] = []
     findings: list[dict[str, Any]] = []
     total, before = sum(size_of(i.path) for i in inputs), 0
     with context.report.progress(total, label="check") as bar:
         for source in inputs:
             surveys.append(Survey(source.name))
-            for _, outcome in survey(source, cfg.files, surveys[-1], bar, before):
+            for _, outcome in survey(source, cfg.files, surveys[-1], bar, before, tokenizer):
                 if isinstance(outcome, Finding) and (not cfg.limit or len(findings) < cfg.limit):
                     context.report.out(str(outcome))
                     findings.append({"where": outcome.where, "reason": outcome.fault.reason, "fix": outcome.fault.fix})
             before += size_of(source.path)
     for one in surveys:
         context.report.note("file", describe(one))
+        one.tell(context.report)
     counts = sum((one.bad for one in surveys), Counter[str]())
     rows = sum(one.rows for one in surveys)
     facts = {"rows": rows, "files": [one.facts() for one in surveys], "findings": findings}
@@ -200,11 +267,7 @@ def describe(found: Survey) -> str:
 def preview(cfg: PreviewConfig, context: Context) -> Result:
     """Shape, rows and tokens of each file, and samples as the model will see them: what it learns stands in ⟦ ⟧."""
     inputs = wanted_files(cfg.files, "data preview")
-    tokenizer = None
-    if cfg.tokenizer:
-        from minigpt.core.convert.open import open_tokenizer
-
-        tokenizer = open_tokenizer(cfg.tokenizer, context.report)
+    tokenizer = opened(cfg.tokenizer, context.report)
     shown = [Preview(cfg, context, source, tokenizer).run() for source in inputs]
     return Result(data={"files": shown})
 
@@ -219,13 +282,15 @@ class Preview:
     tokenizer: Tokenizer | None
 
     def run(self) -> dict[str, Any]:
+        from minigpt.core.data.chat import template
         from minigpt.core.data.reader import size_of
 
         found = Survey(self.source.name)
         good: list[tuple[Row, Record]] = []
         bad: list[Finding] = []
+        own = self.tokenizer if has_own_template(self.tokenizer) else None
         with self.context.report.progress(size_of(self.source.path), label="read") as bar:
-            for row, outcome in survey(self.source, self.cfg.files, found, bar):
+            for row, outcome in survey(self.source, self.cfg.files, found, bar, tokenizer=own):
                 if isinstance(outcome, Finding):
                     bad.append(outcome) if len(bad) < 3 else None
                 elif len(good) < SAMPLE:
@@ -239,7 +304,11 @@ class Preview:
                 f"{self.source.name} has no row that can be used", fix=f"minigpt data check {self.source.name}"
             )
         tokenizer = self.tokenizer or self._own([record for _, record in good])
-        give_template(tokenizer, [record for _, record in good])
+        if own is None:
+            give_template(tokenizer, [record for _, record in good])
+            for row, record in good:
+                remark_unwritten(tokenizer, row, record, found)
+        found.tell(report)
         rendered = [as_tokens(tokenizer, record, found.kind) for _, record in good]
         usable = found.rows - sum(found.bad.values())
         per_row = sum(len(r.ids) for r in rendered) / len(rendered)
@@ -251,6 +320,11 @@ class Preview:
             f"{exact}{tokens:,} tokens, {per_row:.0f} a row, the longest of {len(rendered):,} has {longest:,}; "
             f"{learnt:.0%} are learnt; {self._whose(tokenizer)}"
         )
+        if own is None and found.kind == "chat":
+            thinking = "with" if tokenizer.chat_template == template(True) else "without"
+            report.note(
+                "template", f"minigpt's own, {thinking} think blocks; -t MODEL shows what a model's own template writes"
+            )
         for (row, _), one in zip(good[: self.cfg.rows], rendered, strict=False):
             report.out(f"\n{row.where}: {len(one.ids):,} tokens, {sum(one.mask):,} learnt")
             report.marked(cut(spans(tokenizer, one)))
@@ -281,13 +355,12 @@ class Preview:
 
 
 def give_template(tokenizer: Tokenizer, records: list[Record]) -> None:
-    """A tokenizer without a chat template gets ours, with think blocks when a record has reasoning."""
+    """A tokenizer gets our chat template, with think blocks when a record has reasoning."""
     from minigpt.core.data.chat import template
     from minigpt.core.data.schema import Conversation
 
-    if tokenizer.chat_template is None:
-        talks = [record for record in records if isinstance(record, Conversation)]
-        tokenizer.chat_template = template(any(m.get("reasoning_content") for talk in talks for m in talk.messages))
+    talks = [record for record in records if isinstance(record, Conversation)]
+    tokenizer.chat_template = template(any(m.get("reasoning_content") for talk in talks for m in talk.messages))
 
 
 def as_tokens(tokenizer: Tokenizer, record: Record, kind: str) -> Rendered:
@@ -382,7 +455,7 @@ VERBS: dict[str, Verb] = {
         (
             "minigpt data check chats.jsonl",
             "minigpt data check data/ --limit 0 > bad-rows.txt",
-            "minigpt data check chats.jsonl --kind chat --json | jq .files",
+            "minigpt data check chats.jsonl -t runs/chat --json | jq .files",
         ),
     ),
 }

@@ -51,7 +51,7 @@ def choose(
     if settled is not None:
         [tokenizer.chat_template] = settled
     elif kind == "chat":
-        _give_template(tokenizer, cfg)
+        _give_template(tokenizer, cfg, resumed=saved is not None)
     elif not cfg.model:
         tokenizer.chat_template = None  # a base model does not know how to chat
     return tokenizer, note
@@ -83,10 +83,13 @@ def _train(cfg: Any, origins: dict[str, str], own: Path, report: Report) -> Toke
     return tokenizer
 
 
-def _give_template(tokenizer: Tokenizer, cfg: Any) -> None:
-    """The model's own template; else ours, with a think block when the data has reasoning to learn."""
+def _give_template(tokenizer: Tokenizer, cfg: Any, resumed: bool) -> None:
+    """The model's own template; else ours, with a think block when the data has reasoning to learn.
+
+    A model that was trained with ours without the block gets one when it is given reasoning.
+    """
     wish, data = cfg.thinking, cfg.data.data
-    if wish == "auto" and tokenizer.chat_template is not None:
+    if wish == "auto" and (resumed or tokenizer.chat_template not in (None, template(False))):
         return
     if TURN_END not in tokenizer.added:
         raise UsageError(

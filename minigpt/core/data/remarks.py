@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minigpt.core.data.unwritten import REASONING
 
-UNREAD, UNWRITTEN, PLACEHOLDERS = "unread", "unwritten", "placeholders"
+UNREAD, BESIDE, UNWRITTEN, PLACEHOLDERS = "unread", "beside", "unwritten", "placeholders"
 _SHOWN = 8  # names in one sentence
 
 
@@ -36,14 +37,22 @@ class Remarks:
             columns = [f"{name} ({_rows(n)})" for name, (n, _) in _frequent(found["names"])]
             yield f"{sources[int(number)]}: not read: {_listed(columns)}"
         if lost := self._over_sources(UNWRITTEN, sources):
-            hint = "; --thinking on writes reasoning, in minigpt's own template" if REASONING in lost else ""
+            hint = "; sft and pack write reasoning with --thinking on" if REASONING in lost else ""
             parts = [f"{name} ({_rows(n)}, first {place})" for name, (n, place) in _frequent(lost)]
             yield f"the chat template does not write, so nobody learns: {_listed(parts)}{hint}"
         if held := self._over_sources(PLACEHOLDERS, sources):
             n = sum(found["rows"] for found in self.counts[PLACEHOLDERS].values())
             first = next(iter(held.values()))[1]
             names = _listed([name for name, _ in _frequent(held)])
-            yield f"{_rows(n)} {'holds' if n == 1 else 'hold'} placeholders such as {names} (first {first}): learnt as they stand"
+            hold = "holds" if n == 1 else "hold"
+            yield f"{_rows(n)} {hold} placeholders such as {names} (first {first}): learnt as they stand"
+
+    def names(self, kind: str) -> dict[str, int]:
+        """name → rows, over all sources."""
+        total: Counter[str] = Counter()
+        for found in self.counts.get(kind, {}).values():
+            total.update({name: n for name, (n, _) in found["names"].items()})
+        return dict(total)
 
     def _over_sources(self, kind: str, sources: Sequence[str]) -> dict[str, tuple[int, str]]:
         """name → (rows, first file:line)."""

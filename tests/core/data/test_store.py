@@ -100,8 +100,8 @@ def test_what_nobody_will_learn_is_told(cache, talker):
     write("a.jsonl", [*CHATS, row])
     expected = [
         "{}: not read: passage (1 row)",
-        "the chat template does not write, so nobody learns: reasoning (1 row, first {}:51); --thinking on writes "
-        "reasoning, in minigpt's own template",
+        "the chat template does not write, so nobody learns: reasoning (1 row, first {}:51); sft and pack write "
+        "reasoning with --thinking on",
         "1 row holds placeholders such as {{{{name}}}} (first {}:51): learnt as they stand",
     ]
     assert build(["a.jsonl"], talker, kind="chat").notes == [line.format("a.jsonl") for line in expected]

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import group, opt
 from minigpt.core.errors import CheckFailed, DataError, UsageError
 from minigpt.core.groups import CommonConfig, split_docs_option
-from minigpt.core.report import Context, Progress, Report, Result
+from minigpt.core.report import Context, Report, Result
 from minigpt.stages import Verb
+from minigpt.stages.survey import Finding, Survey, describe, has_own_template, remark_unwritten, survey
 
 if TYPE_CHECKING:
     from minigpt.core.data.chat import Rendered
     from minigpt.core.data.reader import Input
-    from minigpt.core.data.remarks import Remarks
-    from minigpt.core.data.schema import BadRow, Record, Row
+    from minigpt.core.data.schema import Record, Row
     from minigpt.core.data.tokenizer import Tokenizer
 
 KINDS = ("auto", "text", "chat")
@@ -81,117 +80,7 @@ class DemoConfig:
     common: CommonConfig = group(CommonConfig)
 
 
-# ---------------------------------------------------------------------------------------------- reading
-
-
-@dataclass
-class Finding:
-    """A bad row. where: file:line."""
-
-    where: str
-    fault: BadRow
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.fault.reason}{self.fault.detail}"
-
-
-def new_remarks() -> Remarks:
-    from minigpt.core.data.remarks import Remarks
-
-    return Remarks()
-
-
-@dataclass
-class Survey:
-    """What one pass over a file found. bad: reason → rows. remarks: on good rows, of source 0."""
-
-    name: str
-    kind: str = "text"
-    rows: int = 0
-    shapes: Counter[str] = field(default_factory=Counter)
-    bad: Counter[str] = field(default_factory=Counter)
-    remarks: Remarks = field(default_factory=new_remarks)
-
-    def facts(self) -> dict[str, Any]:
-        counts = {"shapes": dict(self.shapes), "bad": sum(self.bad.values()), "reasons": dict(self.bad)}
-        told = {kind: self.remarks.names(kind) for kind in self.remarks.counts}
-        return {"file": self.name, "kind": self.kind, "rows": self.rows, **counts, "told": told}
-
-    def tell(self, report: Report) -> None:
-        """What of the good rows nobody will learn, and what only tells about them."""
-        from minigpt.core.data.remarks import BESIDE
-
-        for sentence in self.remarks.sentences([self.name]):
-            report.warn(sentence)
-        if beside := self.remarks.names(BESIDE):
-            report.note("beside", f"{self.name}: columns that only tell about a row: {', '.join(beside)}")
-
-
-def survey(
-    source: Input, cfg: FilesConfig, found: Survey, bar: Progress, before: int = 0, tokenizer: Tokenizer | None = None
-) -> Iterator[tuple[Row, Record | Finding]]:
-    """Every row of a file with its record, or with what is wrong with it; `found` is filled on the way.
-
-    before: bytes of earlier files, for the bar. tokenizer: try its chat template with every conversation.
-    """
-    from minigpt.core.data.formats import placeholders, read
-    from minigpt.core.data.reader import rows
-    from minigpt.core.data.remarks import BESIDE, PLACEHOLDERS, UNREAD
-    from minigpt.core.data.schema import BadRow
-
-    if source.path.is_dir():
-        raise UsageError(f"{source.name} is a token store", fix=f"minigpt info {source.name}")
-    stream = rows(source, cfg.split_docs)
-    opening = list(itertools.islice(stream, 20))
-    found.kind = cfg.kind if cfg.kind != "auto" else _kind(opening)
-    for row in itertools.chain(opening, stream):
-        found.rows += 1
-        bar.update(before + row.done, f"{source.name}: {found.rows:,} rows")
-        try:
-            if row.fault:
-                raise row.fault
-            reading = read(row.value, found.kind)
-            if tokenizer is not None:
-                remark_unwritten(tokenizer, row, reading.record, found)
-        except BadRow as fault:
-            found.bad[fault.reason] += 1
-            yield row, Finding(row.where, fault)
-            continue
-        found.shapes[reading.shape] += 1
-        for kind, names in (
-            (UNREAD, reading.unread),
-            (BESIDE, reading.beside),
-            (PLACEHOLDERS, placeholders(reading.record)),
-        ):
-            found.remarks.add(kind, names, 0, row.where.removeprefix(source.name))
-        yield row, reading.record
-
-
-def remark_unwritten(tokenizer: Tokenizer, row: Row, record: Record, found: Survey) -> None:
-    """Note what of a conversation the chat template does not write. BadRow when it writes nothing at all."""
-    from minigpt.core.data.chat import prepare
-    from minigpt.core.data.remarks import UNWRITTEN
-    from minigpt.core.data.schema import Conversation
-    from minigpt.core.data.unwritten import unwritten
-
-    if isinstance(record, Conversation):
-        parts = prepare(tokenizer, record.messages, record.tools or None)
-        found.remarks.add(UNWRITTEN, unwritten(tokenizer, record, parts), 0, row.where.removeprefix(found.name))
-
-
-def has_own_template(tokenizer: Tokenizer | None) -> bool:
-    """Whether its template is another than ours, which sft gives with or without think blocks as the data needs them."""
-    from minigpt.core.data.chat import template
-
-    return tokenizer is not None and tokenizer.chat_template not in (None, template(False))
-
-
-def _kind(opening: list[Row]) -> str:
-    """`text` when the first row that has a shape is text, else `chat`."""
-    from minigpt.core.data.formats import PLAIN, detect
-
-    shapes = filter(None, (detect(row.value) for row in opening if not row.fault))
-    return "text" if next(shapes, PLAIN) in ("text", PLAIN) else "chat"
+# ---------------------------------------------------------------------------------------------- files
 
 
 def wanted_files(cfg: FilesConfig, command: str) -> list[Input]:
@@ -251,14 +140,6 @@ def check(cfg: CheckConfig, context: Context) -> Result:
             data=facts,
         )
     return Result(f"{rows:,} rows, all good", facts)
-
-
-def describe(found: Survey) -> str:
-    """`a.jsonl: 12 rows to fine-tune on (Alpaca)`."""
-    use = {"text": "to pretrain on", "chat": "to fine-tune on"}[found.kind]
-    shapes = ", ".join(f"{name} {n:,}" if len(found.shapes) > 1 else name for name, n in found.shapes.most_common())
-    bad = f", {sum(found.bad.values()):,} bad" if found.bad else ""
-    return f"{found.name}: {found.rows:,} rows {use} ({shapes or 'no good row'}){bad}"
 
 
 # ---------------------------------------------------------------------------------------------- preview

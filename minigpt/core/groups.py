@@ -23,6 +23,17 @@ def split_docs_option(**more: Any) -> Any:
     )
 
 
+def fill_option(**more: Any) -> Any:
+    """The one option that fills the placeholders of rows."""
+    return opt(
+        [],
+        "text for {{name}} in the rows, as name=Ada or name=Ada,author=Anna; then each placeholder needs one",
+        panel="Data",
+        metavar="KEY=TEXT",
+        **more,
+    )
+
+
 def number_or_auto(value: Any) -> int:
     """A whole number; `auto` is 0."""
     if value == "auto":
@@ -112,6 +123,7 @@ class DataConfig:
         "0", "bad rows to skip and count before giving up, as a number or 1%", panel="Data", advanced=True
     )
     split_docs: str = split_docs_option(advanced=True)
+    fill: list[str] = fill_option(advanced=True)
 
 
 @dataclass

@@ -69,9 +69,8 @@ def survey(
 
     before: bytes of earlier files, for the bar. tokenizer: try its chat template with every conversation.
     """
-    from minigpt.core.data.formats import placeholders, read
+    from minigpt.core.data.formats import read
     from minigpt.core.data.reader import rows
-    from minigpt.core.data.remarks import BESIDE, PLACEHOLDERS, UNREAD
     from minigpt.core.data.schema import BadRow
 
     if source.path.is_dir():
@@ -93,12 +92,7 @@ def survey(
             yield row, Finding(row.where, fault)
             continue
         found.shapes[reading.shape] += 1
-        for kind, names in (
-            (UNREAD, reading.unread),
-            (BESIDE, reading.beside),
-            (PLACEHOLDERS, placeholders(reading.record)),
-        ):
-            found.remarks.add(kind, names, 0, row.where.removeprefix(source.name))
+        found.remarks.add_row(reading, 0, row.where.removeprefix(source.name))
         yield row, reading.record
 
 

@@ -10,6 +10,7 @@ from minigpt.core.convert.open import open_tokenizer
 from minigpt.core.data import reader
 from minigpt.core.data.chat import template
 from minigpt.core.data.formats import normalise, texts_for_training
+from minigpt.core.data.placeholders import parse_fill
 from minigpt.core.data.schema import BadRow, Conversation
 from minigpt.core.data.tokenizer import TURN_END, Tokenizer, suggested_vocab
 from minigpt.core.errors import UsageError
@@ -74,7 +75,11 @@ def _train(cfg: Any, origins: dict[str, str], own: Path, report: Report) -> Toke
         cfg.vocab_size = suggested_vocab(reader.total_bytes(cfg.data.data))
         origins["vocab_size"] = "auto"
     texts = texts_for_training(
-        cfg.data.data, split_docs=cfg.data.split_docs, max_bad=cfg.data.max_bad, most_bytes=MOST_BYTES
+        cfg.data.data,
+        split_docs=cfg.data.split_docs,
+        max_bad=cfg.data.max_bad,
+        most_bytes=MOST_BYTES,
+        fill=parse_fill(cfg.data.fill),
     )
     report.note("tokens", f"training a tokenizer of {cfg.vocab_size:,} tokens on the data")
     tokenizer = Tokenizer.train(texts, cfg.vocab_size)

@@ -85,3 +85,19 @@ def test_placeholders_and_columns_are_told_before_training(model, tmp_path):
     code, _, err = sft(model(template()), data)
     assert code == 0 and f"2 rows hold placeholders such as {{{{name}}}} (first {data}:1)" in err
     assert f"{data}: not read: passage (2 rows)" in err
+
+
+def test_fill_is_learnt_and_what_it_lacks_is_named(model, tmp_path):
+    """--fill in sft and pack: the words stand in the row; a placeholder without a text is an error with its key."""
+    path, data = model(template()), write(tmp_path / "identity.jsonl", {**PLAIN, "output": "{{name}} of {{author}}."})
+    code, row, err = sft(path, data, "--fill", "name=Ada", "--fill", "author=Anna")
+    assert code == 0 and "⟦Ada of Anna.<|im_end|>⟧" in row and "placeholders" not in err
+    code, _, err = sft(path, data, "--fill", "name=Ada")
+    assert code == 3 and f"{data}:1 has a placeholder without a text: {{{{author}}}}" in err and "--fill author=" in err
+    code, _, err = sft(path, data, "--fill", "Ada")
+    assert code == 2 and "--fill takes key=text" in err
+    pack = ("tokenize", "pack", "-d", data, "-t", path, "--kind", "chat", "-o", tmp_path / "store")
+    assert run_cli(*pack, "--fill", "name=Ada,author=Anna")[0] == 0
+    code, _, err = sft(path, tmp_path / "store", "--fill", "name=Ada")
+    assert code == 2 and "--fill is for rows" in err
+    assert sft(path, tmp_path / "store")[0] == 0

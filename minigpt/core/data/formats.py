@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from minigpt.core.data import reader
@@ -19,6 +18,7 @@ from minigpt.core.data.messages import (
     present,
     required_text,
 )
+from minigpt.core.data.placeholders import filled
 from minigpt.core.data.schema import BadRow, BadRows, Conversation, Document, Record, WrongStage
 from minigpt.core.errors import UsageError
 
@@ -30,7 +30,6 @@ _BESIDE = {  # columns that tell about a row
     "difficulty", "kind", "split", "subset", "tags", "labels", "label", "score", "model", "author", "timestamp",
     "date", "created", "created_at", "meta", "metadata",
 }  # fmt: skip
-_PLACEHOLDER = re.compile(r"\{\{\w+\}\}")
 PLAIN = "plain text"  # a row that is a string: a text file's document
 
 
@@ -262,18 +261,17 @@ def texts(record: Record) -> Iterator[str]:
             yield json.dumps(call["function"], ensure_ascii=False)
 
 
-def placeholders(record: Record) -> list[str]:
-    """What stands in a record for somebody to replace, such as `{{name}}`; each once."""
-    found = (name for text in texts(record) if "{{" in text for name in _PLACEHOLDER.findall(text))
-    return list(dict.fromkeys(found))
-
-
 def texts_for_training(
-    specs: Sequence[str], split_docs: str = "auto", max_bad: str = "0", most_bytes: float = 100e6
+    specs: Sequence[str],
+    split_docs: str = "auto",
+    max_bad: str = "0",
+    most_bytes: float = 100e6,
+    fill: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """Text to train a tokenizer on: all of it, or rows taken evenly over the data when it is larger than `most_bytes`.
 
-    DataError for too many bad rows (see BadRows), UsageError for a token store: its text is gone.
+    fill: see placeholders.filled. DataError for too many bad rows (see BadRows), UsageError for a token store: its text
+    is gone.
     """
     inputs = reader.expand(specs)
     for source in inputs:
@@ -294,6 +292,7 @@ def texts_for_training(
                 if credit < 1 and share < 1:
                     continue
                 record = normalise(row.value, "text")
+                record = filled(record, fill) if fill else record
             except BadRow as fault:
                 bad.add(row.where, fault, row.value)
                 continue

@@ -6,7 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from minigpt.core.data.unwritten import REASONING
+from minigpt.core.data import chat
+from minigpt.core.data.formats import Reading
+from minigpt.core.data.placeholders import placeholders
+from minigpt.core.data.schema import Conversation
+from minigpt.core.data.tokenizer import Tokenizer
+from minigpt.core.data.unwritten import REASONING, unwritten
 
 UNREAD, BESIDE, UNWRITTEN, PLACEHOLDERS = "unread", "beside", "unwritten", "placeholders"
 _SHOWN = 8  # names in one sentence
@@ -31,6 +36,22 @@ class Remarks:
         for name in names:
             of_source["names"].setdefault(name, [0, place])[0] += 1
 
+    def add_row(
+        self,
+        reading: Reading,
+        source: int,
+        place: str,
+        tokenizer: Tokenizer | None = None,
+        parts: chat.Parts | None = None,
+    ) -> None:
+        """All that is to be told of a good row. parts: what the tokenizer's chat template made of a conversation."""
+        record = reading.record
+        self.add(UNREAD, reading.unread, source, place)
+        self.add(BESIDE, reading.beside, source, place)
+        self.add(PLACEHOLDERS, placeholders(record), source, place)
+        if isinstance(record, Conversation) and tokenizer is not None and parts is not None:
+            self.add(UNWRITTEN, unwritten(tokenizer, record, parts), source, place)
+
     def sentences(self, sources: Sequence[str]) -> Iterator[str]:
         """One for each file with columns that are not read, one for each other kind. sources: names of the files."""
         for number, found in self.counts.get(UNREAD, {}).items():
@@ -43,9 +64,10 @@ class Remarks:
         if held := self._over_sources(PLACEHOLDERS, sources):
             n = sum(found["rows"] for found in self.counts[PLACEHOLDERS].values())
             first = next(iter(held.values()))[1]
-            names = _listed([name for name, _ in _frequent(held)])
+            names = f"{_listed([name for name, _ in _frequent(held)])} (first {first})"
+            key = next(iter(held)).strip("{}")
             hold = "holds" if n == 1 else "hold"
-            yield f"{_rows(n)} {hold} placeholders such as {names} (first {first}): learnt as they stand"
+            yield f"{_rows(n)} {hold} placeholders such as {names}: learnt as they stand; --fill {key}=… fills them"
 
     def names(self, kind: str) -> dict[str, int]:
         """name → rows, over all sources."""

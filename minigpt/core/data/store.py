@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigpt.core.data import chat, reader
-from minigpt.core.data.formats import Reading, placeholders, read
-from minigpt.core.data.remarks import PLACEHOLDERS, UNREAD, UNWRITTEN, Remarks
+from minigpt.core.data.formats import read
+from minigpt.core.data.placeholders import filled
+from minigpt.core.data.remarks import Remarks
 from minigpt.core.data.schema import BadRow, BadRows, Conversation, Document, Record, WrongStage, reasons
 from minigpt.core.data.tokenizer import Tokenizer
-from minigpt.core.data.unwritten import unwritten
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.files import cache_dir, new_dir, read_json, remembered_sha256, write_json
 from minigpt.core.report import Report
@@ -149,20 +149,26 @@ def build(
     val_share: float | None = None,
     max_bad: str = "0",
     split_docs: str = "auto",
+    fill: Mapping[str, str] | None = None,
     report: Report | None = None,
     out: Path | None = None,
 ) -> Store:
     """The token store of some `--data` values, from the cache when it was made before.
 
     kind: `text` learns every token, `chat` the assistant's. val_share: share of documents held out, by hash; None =
-    200 documents, 0.5 to 5 %. max_bad: see BadRows. out: a directory to make the store in, instead of the cache.
+    200 documents, 0.5 to 5 %. max_bad: see BadRows. fill: see placeholders.filled. out: a directory to make the store
+    in, instead of the cache.
     A store's directory is taken as it is. DataError for bad rows, UsageError for paths that are not there.
     """
     inputs = reader.expand(specs)
+    fill = dict(fill or {})
     if any(i.path.is_dir() for i in inputs):
+        if fill:
+            raise UsageError("--fill is for rows, and a token store has none", fix="fill them when it is packed")
         return _open_given(inputs, tokenizer, kind, val_share)
     hashes = [remembered_sha256(i.path) for i in inputs]
     options = {"format": FORMAT, "kind": kind, "tokenizer": tokenizer.fingerprint, "split_docs": split_docs}
+    options["fill"] = fill
     key = hashlib.sha256(json.dumps([hashes, options], sort_keys=True).encode()).hexdigest()
     path = cache_dir() / "stores" / key[:32] if out is None else Path(out)
     bad = BadRows(max_bad)
@@ -170,7 +176,7 @@ def build(
     if store is None:
         if out is not None:
             _refuse_foreign(path)
-        _Builder(inputs, hashes, tokenizer, kind, split_docs, bad, report or Report()).write(path, key)
+        _Builder(inputs, hashes, tokenizer, kind, split_docs, fill, bad, report or Report()).write(path, key)
         store = Store.load(path, val_share)
     for entry, source in zip(store.meta["sources"], inputs, strict=True):  # the same content may be elsewhere today
         entry |= {"path": source.name, "weight": source.weight}
@@ -266,11 +272,12 @@ class _Builder:
         tokenizer: Tokenizer,
         kind: str,
         split_docs: str,
+        fill: Mapping[str, str],
         bad: BadRows,
         report: Report,
     ):
         self.inputs, self.hashes, self.tokenizer, self.kind = inputs, hashes, tokenizer, kind
-        self.split_docs, self.bad, self.report = split_docs, bad, report
+        self.split_docs, self.fill, self.bad, self.report = split_docs, fill, bad, report
         self.dtype = np.dtype("u2" if tokenizer.vocab_size <= 1 << 16 else "u4")
         self.rows = [0] * len(inputs)
         self.shapes: Counter[str] = Counter()
@@ -336,12 +343,15 @@ class _Builder:
                 if row.fault:
                     raise row.fault
                 reading = read(row.value, self.kind)
+                if self.fill:
+                    reading = reading._replace(record=filled(reading.record, self.fill))
                 parts = self._parts(reading.record) if isinstance(reading.record, Conversation) else None
             except BadRow as fault:
                 self.bad.add(row.where, fault, row.value)
                 continue
             self.shapes[reading.shape] += 1
-            self._remark(reading, parts, number, row.where.removeprefix(source.name))
+            place = row.where.removeprefix(source.name)
+            self.remarks.add_row(reading, number, place, self.tokenizer, parts)
             yield reading.record, parts
 
     def _parts(self, record: Conversation) -> chat.Parts:
@@ -351,14 +361,6 @@ class _Builder:
                 fix="learn from conversations with minigpt sft",
             )
         return chat.prepare(self.tokenizer, record.messages, record.tools or None)
-
-    def _remark(self, reading: Reading, parts: chat.Parts | None, source: int, place: str) -> None:
-        """Count what this row has that nobody will learn, or that somebody should look at."""
-        record = reading.record
-        self.remarks.add(UNREAD, reading.unread, source, place)
-        self.remarks.add(PLACEHOLDERS, placeholders(record), source, place)
-        if isinstance(record, Conversation) and parts is not None:
-            self.remarks.add(UNWRITTEN, unwritten(self.tokenizer, record, parts), source, place)
 
     def _store(self, batch: _Batch, files: Sequence[IO[bytes]]) -> None:
         """Append a batch to tokens, mask and docs."""

@@ -102,7 +102,7 @@ def test_what_nobody_will_learn_is_told(cache, talker):
         "{}: not read: passage (1 row)",
         "the chat template does not write, so nobody learns: reasoning (1 row, first {}:51); sft and pack write "
         "reasoning with --thinking on",
-        "1 row holds placeholders such as {{{{name}}}} (first {}:51): learnt as they stand",
+        "1 row holds placeholders such as {{{{name}}}} (first {}:51): learnt as they stand; --fill name=… fills them",
     ]
     assert build(["a.jsonl"], talker, kind="chat").notes == [line.format("a.jsonl") for line in expected]
     os.rename("a.jsonl", "b.jsonl")

@@ -71,5 +71,5 @@ def test_remarks_are_sentences_with_counts_and_first_places():
         "a.jsonl: not read: passage (2 rows)",
         "the chat template does not write, so nobody learns: reasoning (2 rows, first b.jsonl:3), "
         "names (1 row, first b.jsonl:4); sft and pack write reasoning with --thinking on",
-        "2 rows hold placeholders such as {{name}} (first a.jsonl:3): learnt as they stand",
+        "2 rows hold placeholders such as {{name}} (first a.jsonl:3): learnt as they stand; --fill name=… fills them",
     ]

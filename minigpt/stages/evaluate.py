@@ -146,7 +146,7 @@ def questions(specs: list[str], most: int) -> list[dict[str, Any]]:
                     found=str(value)[:200],
                     fix='--answers reads rows such as {"messages": [question, answer], "answer": "Paris"}',
                 )
-            found.append(value)
+            found.append({**value, "where": row.where})
             if len(found) == most:
                 return found
     if not found:

@@ -101,3 +101,14 @@ def test_fill_is_learnt_and_what_it_lacks_is_named(model, tmp_path):
     code, _, err = sft(path, tmp_path / "store", "--fill", "name=Ada")
     assert code == 2 and "--fill is for rows" in err
     assert sft(path, tmp_path / "store")[0] == 0
+
+
+def test_a_question_that_the_template_refuses_is_named(model, tmp_path):
+    """eval --answers: the row's file and line, and the template's own words."""
+    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "1+1?"}]
+    row = {"messages": [*asked, {"role": "assistant", "content": "2"}], "answer": "2"}
+    data = write(tmp_path / "asked.jsonl", {**row, "messages": row["messages"][1:]}, row)
+    code, _, err = run_cli("eval", "-m", model(STRICT), "-d", data, "--answers")
+    assert (
+        code == 3 and f"{data}:2: the chat template does not accept" in " ".join(err.split()) and "System role" in err
+    )

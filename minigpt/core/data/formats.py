@@ -28,7 +28,7 @@ _BESIDE = {  # columns that tell about a row
     "id", "uuid", "uid", "source", "dataset", "data_source", "origin", "url", "uri", "link", "file", "path",
     "license", "language", "lang", "locale", "domain", "category", "type", "topic", "task", "subject", "level",
     "difficulty", "kind", "split", "subset", "tags", "labels", "label", "score", "model", "author", "timestamp",
-    "date", "created", "created_at", "meta", "metadata",
+    "date", "created", "status", "created_at", "meta", "metadata",
 }  # fmt: skip
 PLAIN = "plain text"  # a row that is a string: a text file's document
 
@@ -96,7 +96,8 @@ def read(row: Any, kind: str = "chat") -> Reading:
 
 def _unread(row: Watched, record: Record) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The columns of `Reading.unread` and `Reading.beside`."""
-    rest = [key for key in row if key not in row.read]
+    rest = list(row.unread())
+    rest += [(f"messages.{key}", value) for turn in row.turns for key, value in turn.unread()]
     if not rest:
         return (), ()
     told = [text for text in texts(record) if text.strip()]
@@ -109,8 +110,9 @@ def _unread(row: Watched, record: Record) -> tuple[tuple[str, ...], tuple[str, .
             return False
         return value.strip() not in whole and not all(text in value for text in told)  # a `text` of the whole row
 
-    lost = tuple(key for key in rest if key not in _BESIDE and is_lost(row.peek(key)))
-    return lost, tuple(key for key in rest if key not in lost)
+    columns = list(dict.fromkeys(key for key, _ in rest))
+    lost = {key for key, value in rest if key.removeprefix("messages.") not in _BESIDE and is_lost(value)}
+    return tuple(key for key in columns if key in lost), tuple(key for key in columns if key not in lost)
 
 
 def _is_learnt(record: Conversation) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from minigpt.core.data.schema import ROLES, BadRow, Conversation, Message
@@ -33,11 +33,12 @@ Raw = Mapping[str, Any]
 
 
 class Watched(dict[str, Any]):
-    """A row that remembers which of its columns were read."""
+    """A row or a message that remembers which of its columns were read. turns: those of a row, once they were read."""
 
     def __init__(self, row: Raw):
         super().__init__(row)
         self.read: set[str] = set()
+        self.turns: list[Watched] = []
 
     def __getitem__(self, key: str) -> Any:
         self.read.add(key)
@@ -47,9 +48,9 @@ class Watched(dict[str, Any]):
         self.read.add(key)
         return super().get(key, default)
 
-    def peek(self, key: str) -> Any:
-        """A value, which is not read by this."""
-        return super().__getitem__(key)
+    def unread(self) -> Iterator[tuple[str, Any]]:
+        """(column, value) of what was not read."""
+        return ((key, value) for key, value in self.items() if key not in self.read)
 
 
 def conversation(row: Raw, turns: Any) -> Conversation:
@@ -63,9 +64,11 @@ def conversation(row: Raw, turns: Any) -> Conversation:
     for turn in turns:
         if not isinstance(turn, dict):
             raise BadRow(f"{a_type(turn)} where a message should be", fix='write messages as {"role": …, "content": …}')
-        turn = present(turn)
-        tools = tools or _tools(turn)
-        messages.append(_message(turn))
+        watched = Watched(present(turn))
+        tools = tools or _tools(watched)
+        messages.append(_message(watched))
+        if isinstance(row, Watched):
+            row.turns.append(watched)
     system = next((found for key in _SYSTEM_KEYS if (found := optional_text(row, key))), "")
     if system and messages[0] != (told := {"role": "system", "content": system}):
         messages.insert(0, told)

@@ -14,7 +14,7 @@ from minigpt.core.config import group, opt
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.files import new_dir
 from minigpt.core.groups import CommonConfig, fill_option, split_docs_option
-from minigpt.core.report import Context, Result
+from minigpt.core.report import Context, Report, Result
 from minigpt.stages import Verb
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def train(cfg: TrainConfig, context: Context) -> Result:
 
     corpus = wanted_data(cfg.corpus, "tokenize train")
     vocab_size = cfg.vocab_size or suggested_vocab(total_bytes(corpus.data))
-    counted = Counted(corpus_texts(corpus), context)
+    counted = Counted(corpus_texts(corpus), context.report)
     began = time.monotonic()
     with counted.bar:
         tokenizer = Tokenizer.train(counted, vocab_size)
@@ -145,9 +145,9 @@ def train(cfg: TrainConfig, context: Context) -> Result:
 class Counted:
     """Texts on their way to the trainer: counted, and shown as a bar."""
 
-    def __init__(self, texts: Iterator[str], context: Context):
+    def __init__(self, texts: Iterator[str], report: Report):
         self.source, self.texts, self.bytes = texts, 0, 0
-        self.bar = context.report.progress(None, label="tokenizer")
+        self.bar = report.progress(None, label="tokenizer")
 
     def __iter__(self) -> Iterator[str]:
         for text in self.source:
@@ -155,6 +155,7 @@ class Counted:
             self.bytes += len(text.encode("utf-8"))
             self.bar.update(self.texts, f"texts, {self.bytes / 1e6:.1f} MB")
             yield text
+        self.bar.update(self.texts, f"texts, {self.bytes / 1e6:.1f} MB, learning merges")
 
 
 def pack(cfg: PackConfig, context: Context) -> Result:

@@ -16,6 +16,7 @@ from minigpt.core.data.tokenizer import TURN_END, Tokenizer, suggested_vocab
 from minigpt.core.errors import UsageError
 from minigpt.core.files import new_dir, read_json
 from minigpt.core.report import Report
+from minigpt.stages.tokenize import Counted
 
 MOST_BYTES = 30e6  # of text that a tokenizer is trained on: more changes few merges and takes minutes
 
@@ -82,7 +83,9 @@ def _train(cfg: Any, origins: dict[str, str], own: Path, report: Report) -> Toke
         fill=parse_fill(cfg.data.fill),
     )
     report.note("tokens", f"training a tokenizer of {cfg.vocab_size:,} tokens on the data")
-    tokenizer = Tokenizer.train(texts, cfg.vocab_size)
+    counted = Counted(texts, report)
+    with counted.bar:
+        tokenizer = Tokenizer.train(counted, cfg.vocab_size)
     with new_dir(own) as work:
         tokenizer.save(work)
     return tokenizer

@@ -171,6 +171,38 @@ def test_demo_asks_for_a_place():
     assert code == 2 and "--out" in err
 
 
+# ---------------------------------------------------------------------------------------------- how it is read
+
+
+def test_letters_and_token_look_different_in_a_preview(tmp_path):
+    """<|endoftext|> in a text is letters and stands behind a backslash; the token around the document does not."""
+    (tmp_path / "t.txt").write_text("One day.\n<|endoftext|>\nTwo days, and <think> is a word.\n", encoding="utf-8")
+    code, out, err = run_cli("data", "preview", tmp_path / "t.txt", "--split-docs", "file")
+    assert code == 0 and "stand in 1 document and are learnt as letters: --split-docs endoftext" in " ".join(
+        err.split()
+    )
+    sample = out[out.index("⟦") :]
+    assert sample.count("<|endoftext|>") == 2 and sample.count("\\<|endoftext|>") == 1 and "\\<think>" in sample
+    code, out, err = run_cli("data", "preview", tmp_path / "t.txt", "--split-docs", "endoftext")
+    assert code == 0 and "\\<|endoftext|>" not in out and "learnt as letters" not in err and "t.txt:3" in out
+
+
+def test_json_lines_in_a_text_file_are_told_when_looked_at(tmp_path):
+    text = write(tmp_path / "poems.txt", [{"text": "one"}])
+    for verb in ("check", "preview"):
+        code, _, err = run_cli("data", verb, text)
+        assert code == 0 and "holds JSON lines and is read as plain text" in " ".join(err.split())
+
+
+def test_empty_rows_of_text_are_counted_and_not_bad(tmp_path):
+    """As in wikitext, where every third row is."""
+    text = write(tmp_path / "t.jsonl", [{"text": "= Title ="}, {"text": ""}, {"text": " \n"}])
+    code, out, err = run_cli("data", "check", text)
+    assert code == 0 and "all good" in out and "3 rows to pretrain on (text), 2 empty" in err
+    told = json.loads(run_cli("data", "check", text, "--json")[1])["files"][0]
+    assert (told["rows"], told["empty"], told["bad"]) == (3, 2, 0)
+
+
 # ---------------------------------------------------------------------------------------------- told of good rows
 
 STRICT = (  # refuses system messages, as Gemma's template does

@@ -16,9 +16,10 @@ def split_docs_option(**more: Any) -> Any:
     """The one option that says what a document of a plain text file is."""
     return opt(
         "auto",
-        "documents of a plain text file: blank = split at blank lines, line, file; auto joins paragraphs to about 4 kB",
+        "documents of a plain text file: blank = split at blank lines, line, file, endoftext = at these letters; "
+        "auto joins paragraphs to about 4 kB",
         panel="Data",
-        choices=("auto", "blank", "line", "file"),
+        choices=("auto", "blank", "line", "file", "endoftext"),
         **more,
     )
 

@@ -63,6 +63,8 @@ def gather(kind: str, cfg: Any, tokenizer: Tokenizer, report: Report, piped: Pat
     held, split = train, "val"
     if data.val_data:
         held, split = store.build(data.val_data, tokenizer, val_share=0.0, **options), "all"
+        for note in held.notes:
+            report.warn(f"--val-data: {note}")
     weighted = any(w != 1.0 for w in train.weights.values())
     plan = plan_rows(train, "train", data.max_len, mode=data.pack, long=data.long, by_source=weighted)
     if not len(plan):

@@ -146,7 +146,10 @@ def check(cfg: CheckConfig, context: Context) -> Result:
 
 
 def preview(cfg: PreviewConfig, context: Context) -> Result:
-    """Shape, rows and tokens of each file, and samples as the model will see them: what it learns stands in ⟦ ⟧."""
+    """Shape, rows and tokens of each file, and samples as the model will see them: what it learns stands in ⟦ ⟧.
+
+    Letters that spell a token, and are learnt as letters, stand behind a backslash.
+    """
     inputs = wanted_files(cfg.files, "data preview")
     tokenizer = opened(cfg.tokenizer, context.report)
     shown = [Preview(cfg, context, source, tokenizer).run() for source in inputs]
@@ -191,11 +194,10 @@ class Preview:
                 remark_unwritten(tokenizer, row, record, found)
         found.tell(report)
         rendered = [as_tokens(tokenizer, record, found.kind) for _, record in good]
-        usable = found.rows - sum(found.bad.values())
         per_row = sum(len(r.ids) for r in rendered) / len(rendered)
-        tokens = round(per_row * usable)
+        tokens = round(per_row * found.records)
         learnt = sum(sum(r.mask) for r in rendered) / sum(len(r.ids) for r in rendered)
-        exact = "" if usable == len(good) else "about "
+        exact = "" if found.records == len(good) else "about "
         longest = max(len(r.ids) for r in rendered)
         report.out(
             f"{exact}{tokens:,} tokens, {per_row:.0f} a row, the longest of {len(rendered):,} has {longest:,}; "
@@ -259,11 +261,26 @@ def as_tokens(tokenizer: Tokenizer, record: Record, kind: str) -> Rendered:
 def spans(tokenizer: Tokenizer, rendered: Rendered) -> list[tuple[str, bool]]:
     """Text in stretches that are learnt or not. Stretches are decoded whole, so that no character is halved."""
     return [
-        (tokenizer.decode([id for id, _ in stretch], skip_special=False), learnt)
+        (shown(tokenizer, [id for id, _ in stretch]), learnt)
         for learnt, stretch in itertools.groupby(
             zip(rendered.ids, rendered.mask, strict=True), key=lambda pair: pair[1]
         )
     ]
+
+
+def shown(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Ids as text in which letters that spell a token, and are none, stand behind a backslash: `\\<|endoftext|>`."""
+    text = tokenizer.decode(ids, skip_special=False)
+    if all(text.count(name) == ids.count(id) for name, id in tokenizer.added.items() if name in text):
+        return text
+    pieces = []
+    for control, run in itertools.groupby(ids, key=lambda id: id in tokenizer.special_ids):
+        piece = tokenizer.decode(list(run), skip_special=False)
+        if not control:
+            for name in tokenizer.added:
+                piece = piece.replace(name, f"\\{name}")
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def cut(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:

@@ -38,24 +38,38 @@ def new_remarks() -> Remarks:
 
 @dataclass
 class Survey:
-    """What one pass over a file found. bad: reason → rows. remarks: on good rows, of source 0."""
+    """What one pass over a file found. bad: reason → rows. remarks: on good rows, of source 0.
+
+    empty: rows of text without any, which are no bad ones. records: good ones. marks: documents with the letters of an
+    end-of-document token. json_as_text: the file is JSON, and read as text.
+    """
 
     name: str
     kind: str = "text"
     rows: int = 0
+    empty: int = 0
+    records: int = 0
+    marks: int = 0
+    json_as_text: bool = False
     shapes: Counter[str] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
     remarks: Remarks = field(default_factory=new_remarks)
 
     def facts(self) -> dict[str, Any]:
-        counts = {"shapes": dict(self.shapes), "bad": sum(self.bad.values()), "reasons": dict(self.bad)}
+        bad = {"bad": sum(self.bad.values()), "reasons": dict(self.bad)}
+        counts = {"shapes": dict(self.shapes), "empty": self.empty, **bad}
         told = {kind: self.remarks.names(kind) for kind in self.remarks.counts}
         return {"file": self.name, "kind": self.kind, "rows": self.rows, **counts, "told": told}
 
     def tell(self, report: Report) -> None:
-        """What of the good rows nobody will learn, and what only tells about them."""
+        """What of the good rows nobody will learn or may be misread, and what only tells about them."""
+        from minigpt.core.data import misread
         from minigpt.core.data.remarks import BESIDE
 
+        if self.json_as_text:
+            report.warn(misread.json_as_text(self.name))
+        if self.marks:
+            report.warn(misread.marks(self.marks))
         for sentence in self.remarks.sentences([self.name]):
             report.warn(sentence)
         if beside := self.remarks.names(BESIDE):
@@ -69,9 +83,10 @@ def survey(
 
     before: bytes of earlier files, for the bar. tokenizer: try its chat template with every conversation.
     """
-    from minigpt.core.data.formats import read
+    from minigpt.core.data import misread
+    from minigpt.core.data.formats import PLAIN, read, split_text
     from minigpt.core.data.reader import rows
-    from minigpt.core.data.schema import BadRow
+    from minigpt.core.data.schema import BadRow, EmptyText
 
     if source.path.is_dir():
         raise UsageError(f"{source.name} is a token store", fix=f"minigpt info {source.name}")
@@ -87,13 +102,21 @@ def survey(
             reading = read(row.value, found.kind)
             if tokenizer is not None:
                 remark_unwritten(tokenizer, row, reading.record, found)
+        except EmptyText:
+            found.empty += 1
+            continue
         except BadRow as fault:
             found.bad[fault.reason] += 1
             yield row, Finding(row.where, fault)
             continue
         found.shapes[reading.shape] += 1
         found.remarks.add_row(reading, 0, row.where.removeprefix(source.name))
-        yield row, reading.record
+        if found.rows == 1 and reading.shape == PLAIN:
+            found.json_as_text = misread.is_json_as_text(source, reading.record)
+        for part in split_text(reading.record, cfg.split_docs):
+            found.records += 1
+            found.marks += misread.has_mark(part)
+            yield row, part
 
 
 def remark_unwritten(tokenizer: Tokenizer, row: Row, record: Record, found: Survey) -> None:
@@ -127,5 +150,6 @@ def describe(found: Survey) -> str:
     """`a.jsonl: 12 rows to fine-tune on (Alpaca)`."""
     use = {"text": "to pretrain on", "chat": "to fine-tune on"}[found.kind]
     shapes = ", ".join(f"{name} {n:,}" if len(found.shapes) > 1 else name for name, n in found.shapes.most_common())
+    empty = f", {found.empty:,} empty" if found.empty else ""
     bad = f", {sum(found.bad.values()):,} bad" if found.bad else ""
-    return f"{found.name}: {found.rows:,} rows {use} ({shapes or 'no good row'}){bad}"
+    return f"{found.name}: {found.rows:,} rows {use} ({shapes or 'no good row'}){empty}{bad}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from minigpt.core.data import reader
+from minigpt.core.data.jsonstream import begins_object
 from minigpt.core.data.messages import (
     REASONING_KEYS,
     Raw,
@@ -19,10 +20,19 @@ from minigpt.core.data.messages import (
     required_text,
 )
 from minigpt.core.data.placeholders import filled
-from minigpt.core.data.schema import BadRow, BadRows, Conversation, Document, Record, WrongStage
+from minigpt.core.data.plaintext import MARK
+from minigpt.core.data.schema import (
+    TEXT_KEYS,
+    BadRow,
+    BadRows,
+    Conversation,
+    Document,
+    Record,
+    WrongStage,
+    as_found,
+)
 from minigpt.core.errors import UsageError
 
-_TEXT_KEYS = ("text", "content", "document", "raw_content")
 _ANSWER_KEYS = ("completion", "response")
 _BESIDE = {  # columns that tell about a row
     "id", "uuid", "uid", "source", "dataset", "data_source", "origin", "url", "uri", "link", "file", "path",
@@ -30,6 +40,7 @@ _BESIDE = {  # columns that tell about a row
     "difficulty", "kind", "split", "subset", "tags", "labels", "label", "score", "model", "author", "timestamp",
     "date", "created", "status", "created_at", "meta", "metadata",
 }  # fmt: skip
+LETTERS = "ABCDEFGHIJ"  # of choices
 PLAIN = "plain text"  # a row that is a string: a text file's document
 
 
@@ -84,6 +95,10 @@ def read(row: Any, kind: str = "chat") -> Reading:
         watched = Watched(columns)
         record = shape.read(watched)
         reading = Reading(record, shape.name, *_unread(watched, record))
+    if kind == "chat" and reading.shape == PLAIN and begins_object(row):
+        raise WrongStage(
+            "JSON that is read as plain text", fix="rename the file to .jsonl, if its name says that it is text"
+        )
     if kind == "chat" and isinstance(reading.record, Document):
         raise WrongStage(
             "text but no conversation",
@@ -205,8 +220,40 @@ def _question(row: Raw, asked: Any) -> Any:
     return "\n\n".join(part for part in (optional_text(row, "context"), asked) if part)
 
 
+def _by_small_name(row: Raw) -> dict[str, str]:
+    """Columns by their names in small letters: `Question` and `question` are one."""
+    return {key.strip().lower(): key for key in row}
+
+
+def _is_exam(row: Raw) -> bool:
+    named = _by_small_name(row).keys()
+    return {"question", "answer"} <= named and ("choices" in named or {"a", "b"} <= named)
+
+
+def _from_exam(row: Raw) -> Conversation:
+    """The question and its choices by letter; the answer is the letter of the right one."""
+    named = _by_small_name(row)
+    lettered = [named[letter] for letter in LETTERS.lower() if letter in named]
+    given = row[named["choices"]] if "choices" in named else [row[key] for key in lettered if row[key] is not None]
+    if not isinstance(given, list) or not 2 <= len(given) <= len(LETTERS):
+        raise BadRow("choices that are not a list of two or more", fix='write choices as ["…", "…"]')
+    choices = [str(choice) for choice in given]
+    question, answer = row[named["question"]], row[named["answer"]]
+    if isinstance(answer, str):
+        said = answer.strip()
+        right = LETTERS.find(said.upper()) if len(said) == 1 else choices.index(said) if said in choices else -1
+    else:
+        right = answer if isinstance(answer, int) else -1
+    if not 0 <= right < len(choices):
+        raise BadRow("an answer that is none of the choices", f": {as_found(answer)}", fix="name its letter")
+    if not isinstance(question, str) or not question.strip():
+        raise BadRow("a question without words", fix="add the question")
+    lines = [question, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))]
+    return conversation(row, _pair("\n".join(lines), LETTERS[right]))
+
+
 def _from_text(row: Raw) -> Document:
-    key = first_key(row, _TEXT_KEYS)
+    key = first_key(row, TEXT_KEYS)
     assert key is not None
     return Document(required_text(row[key], key))
 
@@ -226,13 +273,14 @@ SHAPES = [  # the first that fits is taken
         lambda row: "instruction" in row and first_key(row, ("output", *_ANSWER_KEYS)) is not None,
         _from_alpaca,
     ),
+    Shape("exam", _is_exam, _from_exam),
     Shape("prompt and answer", lambda row: "prompt" in row and first_key(row, _ANSWER_KEYS) is not None, _from_prompt),
     Shape(
         "question and answer",
         lambda row: ("question" in row and "answer" in row) or ("problem" in row and "solution" in row),
         _from_question,
     ),
-    Shape("text", lambda row: first_key(row, _TEXT_KEYS) is not None, _from_text),
+    Shape("text", lambda row: first_key(row, TEXT_KEYS) is not None, _from_text),
 ]
 TEXT_FIRST = [SHAPES[-1], *SHAPES[:-1]]
 
@@ -261,6 +309,13 @@ def texts(record: Record) -> Iterator[str]:
         yield message["content"]
         for call in message.get("tool_calls", ()):
             yield json.dumps(call["function"], ensure_ascii=False)
+
+
+def split_text(record: Record, split_docs: str) -> list[Record]:
+    """The documents that a row of text becomes under --split-docs endoftext; any other row is one."""
+    if split_docs != "endoftext" or not isinstance(record, Document) or MARK not in record.text:
+        return [record]
+    return [Document(text.strip("\r\n")) for text in record.text.split(MARK) if text.strip()]
 
 
 def texts_for_training(
@@ -299,5 +354,5 @@ def texts_for_training(
                 bad.add(row.where, fault, row.value)
                 continue
             credit -= 1
-            yield from (t for t in texts(record) if t)
+            yield from (t for part in split_text(record, split_docs) for t in texts(part) if t)
     bad.finish(count)

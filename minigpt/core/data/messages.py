@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from minigpt.core.data.schema import ROLES, BadRow, Conversation, Message
+from minigpt.core.data.schema import ROLES, BadRow, Conversation, EmptyText, Message
 
 _ROLE_NAMES = {
     **{role: role for role in ROLES},
@@ -264,7 +264,7 @@ def required_text(value: Any, key: str) -> str:
     if not isinstance(value, str):
         raise BadRow(f"{a_type(value)} as {key}", fix="write it as a string")
     if not value.strip():
-        raise BadRow(f"an empty {key}", fix="add the text")
+        raise EmptyText(key)
     return _whole(value)
 
 

@@ -169,3 +169,104 @@ def test_demo_writes_every_part_and_overwrites_only_when_told(tmp_path):
 def test_demo_asks_for_a_place():
     code, _, err = run_cli("data", "demo")
     assert code == 2 and "--out" in err
+
+
+# ---------------------------------------------------------------------------------------------- how it is read
+
+
+def test_letters_and_token_look_different_in_a_preview(tmp_path):
+    """<|endoftext|> in a text is letters and stands behind a backslash; the token around the document does not."""
+    (tmp_path / "t.txt").write_text("One day.\n<|endoftext|>\nTwo days, and <think> is a word.\n", encoding="utf-8")
+    code, out, err = run_cli("data", "preview", tmp_path / "t.txt", "--split-docs", "file")
+    assert code == 0 and "stand in 1 document and are learnt as letters: --split-docs endoftext" in " ".join(
+        err.split()
+    )
+    sample = out[out.index("⟦") :]
+    assert sample.count("<|endoftext|>") == 2 and sample.count("\\<|endoftext|>") == 1 and "\\<think>" in sample
+    code, out, err = run_cli("data", "preview", tmp_path / "t.txt", "--split-docs", "endoftext")
+    assert code == 0 and "\\<|endoftext|>" not in out and "learnt as letters" not in err and "t.txt:3" in out
+
+
+def test_json_lines_in_a_text_file_are_told_when_looked_at(tmp_path):
+    text = write(tmp_path / "poems.txt", [{"text": "one"}])
+    for verb in ("check", "preview"):
+        code, _, err = run_cli("data", verb, text)
+        assert code == 0 and "holds JSON lines and is read as plain text" in " ".join(err.split())
+
+
+def test_empty_rows_of_text_are_counted_and_not_bad(tmp_path):
+    """As in wikitext, where every third row is."""
+    text = write(tmp_path / "t.jsonl", [{"text": "= Title ="}, {"text": ""}, {"text": " \n"}])
+    code, out, err = run_cli("data", "check", text)
+    assert code == 0 and "all good" in out and "3 rows to pretrain on (text), 2 empty" in err
+    told = json.loads(run_cli("data", "check", text, "--json")[1])["files"][0]
+    assert (told["rows"], told["empty"], told["bad"]) == (3, 2, 0)
+
+
+# ---------------------------------------------------------------------------------------------- told of good rows
+
+STRICT = (  # refuses system messages, as Gemma's template does
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINKS = {"messages": [CHAT[0]["messages"][0], {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nParis."}]}
+ROWS = [CHAT[0], {**CHAT[1], "system": "Be kind."}, THINKS, {**CHAT[1], "passage": "A tale.", "id": "x"}]
+
+
+@pytest.fixture
+def strict(tmp_path):
+    """A tokenizer with a template that refuses system messages and writes no reasoning."""
+    from minigpt.core.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.train(["Capital of France? Paris."] * 9, 330)
+    tokenizer.chat_template = STRICT
+    tokenizer.save(tmp_path / "strict")
+    return tmp_path / "strict"
+
+
+def test_check_tries_the_template_of_a_model(tmp_path, strict):
+    """-t finds the row that the template refuses, exit 7, and counts what it leaves out of the others."""
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    assert run_cli("data", "check", path)[0] == 0
+    code, out, err = run_cli("data", "check", path, "-t", strict)
+    assert code == 7 and out.startswith(f"{path}:2: a conversation that the chat template does not accept: System role")
+    assert (
+        "1 of 4 rows are bad" in err and f"does not write, so nobody learns: reasoning (1 row, first {path}:3)" in err
+    )
+    told = json.loads(run_cli("data", "check", path, "-t", strict, "--json")[1])["files"][0]["told"]
+    assert told == {"unwritten": {"reasoning": 1}, "unread": {"passage": 1}, "beside": {"id": 1}}
+
+
+def test_check_and_preview_tell_columns_and_placeholders(tmp_path):
+    """Columns with text are warned of once a file, ids and sources are a note; what nobody filled is counted."""
+    rows = [{**ROWS[3], "output": "I am {{name}} of {{author}}."}] * 3
+    path = write(tmp_path / "rows.jsonl", [CHAT[0], *rows])
+    for command in ("check", "preview"):
+        code, _, err = run_cli("data", command, path)
+        assert code == 0 and err.count("not read: passage (3 rows)") == 1, err
+        assert f"3 rows hold placeholders such as {{{{name}}}}, {{{{author}}}} (first {path}:2)" in " ".join(
+            err.split()
+        )
+        assert f"{path}: columns that only tell about a row: id" in " ".join(err.split())
+
+
+def test_preview_says_whose_template_it_shows(tmp_path, strict):
+    """Without -t minigpt's own, with think blocks as sft gives it; with -t the model's, and what that leaves out."""
+    path = write(tmp_path / "rows.jsonl", [THINKS])
+    _, out, err = run_cli("data", "preview", path)
+    assert "<think>\n⟦Hm.\n</think>" in out and "minigpt's own, with think blocks" in " ".join(err.split())
+    _, out, err = run_cli("data", "preview", path, "-t", strict)
+    assert "⟦Paris.<|im_end|>⟧" in out and "Hm." not in out
+    assert "minigpt's own" not in err and "nobody learns: reasoning (1 row" in " ".join(err.split())
+
+
+def test_pack_tells_what_is_not_written_and_skips_what_is_refused(tmp_path, strict):
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    args = ("tokenize", "pack", "-d", path, "-t", strict, "--kind", "chat", "-o", tmp_path / "store")
+    code, _, err = run_cli(*args)
+    assert code == 3 and f"{path}:2 has a conversation that the chat template does not accept" in " ".join(err.split())
+    code, _, err = run_cli(*args, "--max-bad", "1")
+    assert code == 0 and "nobody learns: reasoning (1 row" in " ".join(err.split()) and "1 row skipped" in err
+    code, _, err = run_cli(*args[:-1], tmp_path / "think", "--thinking", "on")
+    assert code == 0 and "nobody learns" not in err

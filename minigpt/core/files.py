@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -16,6 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.core.errors import DataError, UsageError
+
+# what \s is for bytes, and the UTF-8 of U+85 U+A0 U+1680 U+2000-200A U+2028 U+2029 U+202F U+205F U+3000 U+FEFF
+_BLANK = re.compile(
+    rb"(?:[\s\x1c-\x1f]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80|\xef\xbb\xbf)*"
+)
+
+
+def without_bom(raw: bytes) -> bytes:
+    """Bytes of a file, or of a line of joined files, without the byte-order marks of UTF-8 that they begin with."""
+    while raw.startswith(codecs.BOM_UTF8):
+        raw = raw[len(codecs.BOM_UTF8) :]
+    return raw
+
+
+def is_blank(raw: bytes) -> bool:
+    """Whether UTF-8 text shows nothing: spaces of any script, line ends and byte-order marks alone."""
+    return _BLANK.fullmatch(raw) is not None
 
 
 def sha256(path: Path) -> str:

@@ -16,9 +16,21 @@ def split_docs_option(**more: Any) -> Any:
     """The one option that says what a document of a plain text file is."""
     return opt(
         "auto",
-        "documents of a plain text file: blank = split at blank lines, line, file; auto joins paragraphs to about 4 kB",
+        "documents of a plain text file: blank = split at blank lines, line, file, endoftext = at these letters; "
+        "auto joins paragraphs to about 4 kB",
         panel="Data",
-        choices=("auto", "blank", "line", "file"),
+        choices=("auto", "blank", "line", "file", "endoftext"),
+        **more,
+    )
+
+
+def fill_option(**more: Any) -> Any:
+    """The one option that fills the placeholders of rows."""
+    return opt(
+        [],
+        "text for {{name}} in the rows, as name=Ada or name=Ada,author=Anna; then each placeholder needs one",
+        panel="Data",
+        metavar="KEY=TEXT",
         **more,
     )
 
@@ -112,6 +124,7 @@ class DataConfig:
         "0", "bad rows to skip and count before giving up, as a number or 1%", panel="Data", advanced=True
     )
     split_docs: str = split_docs_option(advanced=True)
+    fill: list[str] = fill_option(advanced=True)
 
 
 @dataclass

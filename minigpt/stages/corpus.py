@@ -42,10 +42,17 @@ def gather(kind: str, cfg: Any, tokenizer: Tokenizer, report: Report, piped: Pat
     piped: the store of what once came through stdin, which cannot be read again.
     """
     from minigpt.core.data import store
+    from minigpt.core.data.placeholders import parse_fill
     from minigpt.core.data.source import Order, plan_rows
 
     data = cfg.data
-    options = {"kind": kind, "max_bad": data.max_bad, "split_docs": data.split_docs, "report": report}
+    options = {
+        "kind": kind,
+        "max_bad": data.max_bad,
+        "split_docs": data.split_docs,
+        "fill": parse_fill(data.fill),
+        "report": report,
+    }
     share = 0.0 if data.val_data else data.val_split
     if piped is not None and "-" in data.data:
         if not (piped / "meta.json").is_file():
@@ -56,6 +63,8 @@ def gather(kind: str, cfg: Any, tokenizer: Tokenizer, report: Report, piped: Pat
     held, split = train, "val"
     if data.val_data:
         held, split = store.build(data.val_data, tokenizer, val_share=0.0, **options), "all"
+        for note in held.notes:
+            report.warn(f"--val-data: {note}")
     weighted = any(w != 1.0 for w in train.weights.values())
     plan = plan_rows(train, "train", data.max_len, mode=data.pack, long=data.long, by_source=weighted)
     if not len(plan):

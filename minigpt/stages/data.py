@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import group, opt
 from minigpt.core.errors import CheckFailed, DataError, UsageError
 from minigpt.core.groups import CommonConfig, split_docs_option
-from minigpt.core.report import Context, Progress, Result
+from minigpt.core.report import Context, Report, Result
 from minigpt.stages import Verb
+from minigpt.stages.survey import Finding, Survey, describe, has_own_template, remark_unwritten, survey
 
 if TYPE_CHECKING:
     from minigpt.core.data.chat import Rendered
     from minigpt.core.data.reader import Input
-    from minigpt.core.data.schema import BadRow, Record, Row
+    from minigpt.core.data.schema import Record, Row
     from minigpt.core.data.tokenizer import Tokenizer
 
 KINDS = ("auto", "text", "chat")
@@ -59,6 +59,14 @@ class PreviewConfig:
 @dataclass
 class CheckConfig:
     files: FilesConfig = group(FilesConfig)
+    tokenizer: str | None = opt(
+        None,
+        "model or tokenizer whose chat template every conversation is tried with",
+        short="-t",
+        panel="Model",
+        metavar="PATH",
+        shown="rows alone",
+    )
     limit: int = opt(20, "bad rows to list; 0 = all", panel="Output", low=0)
     common: CommonConfig = group(CommonConfig)
 
@@ -72,72 +80,7 @@ class DemoConfig:
     common: CommonConfig = group(CommonConfig)
 
 
-# ---------------------------------------------------------------------------------------------- reading
-
-
-@dataclass
-class Finding:
-    """A bad row. where: file:line."""
-
-    where: str
-    fault: BadRow
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.fault.reason}{self.fault.detail}"
-
-
-@dataclass
-class Survey:
-    """What one pass over a file found. bad: reason → rows."""
-
-    name: str
-    kind: str = "text"
-    rows: int = 0
-    shapes: Counter[str] = field(default_factory=Counter)
-    bad: Counter[str] = field(default_factory=Counter)
-
-    def facts(self) -> dict[str, Any]:
-        counts = {"shapes": dict(self.shapes), "bad": sum(self.bad.values()), "reasons": dict(self.bad)}
-        return {"file": self.name, "kind": self.kind, "rows": self.rows, **counts}
-
-
-def survey(
-    source: Input, cfg: FilesConfig, found: Survey, bar: Progress, before: int = 0
-) -> Iterator[tuple[Row, Record | Finding]]:
-    """Every row of a file with its record, or with what is wrong with it; `found` is filled on the way.
-
-    before: bytes of earlier files, for the bar.
-    """
-    from minigpt.core.data.formats import read
-    from minigpt.core.data.reader import rows
-    from minigpt.core.data.schema import BadRow
-
-    if source.path.is_dir():
-        raise UsageError(f"{source.name} is a token store", fix=f"minigpt info {source.name}")
-    stream = rows(source, cfg.split_docs)
-    opening = list(itertools.islice(stream, 20))
-    found.kind = cfg.kind if cfg.kind != "auto" else _kind(opening)
-    for row in itertools.chain(opening, stream):
-        found.rows += 1
-        bar.update(before + row.done, f"{source.name}: {found.rows:,} rows")
-        try:
-            if row.fault:
-                raise row.fault
-            record, shape = read(row.value, found.kind)
-        except BadRow as fault:
-            found.bad[fault.reason] += 1
-            yield row, Finding(row.where, fault)
-            continue
-        found.shapes[shape] += 1
-        yield row, record
-
-
-def _kind(opening: list[Row]) -> str:
-    """`text` when the first row that has a shape is text, else `chat`."""
-    from minigpt.core.data.formats import PLAIN, detect
-
-    shapes = filter(None, (detect(row.value) for row in opening if not row.fault))
-    return "text" if next(shapes, PLAIN) in ("text", PLAIN) else "chat"
+# ---------------------------------------------------------------------------------------------- files
 
 
 def wanted_files(cfg: FilesConfig, command: str) -> list[Input]:
@@ -148,28 +91,41 @@ def wanted_files(cfg: FilesConfig, command: str) -> list[Input]:
     return expand(cfg.files)
 
 
+def opened(named: str | None, report: Report) -> Tokenizer | None:
+    if named is None:
+        return None
+    from minigpt.core.convert.open import open_tokenizer
+
+    return open_tokenizer(named, report)
+
+
 # ---------------------------------------------------------------------------------------------- check
 
 
 def check(cfg: CheckConfig, context: Context) -> Result:
     """Read every row. Lists the bad ones; exit 7 when there are any, 3 when a file cannot be read at all."""
+    from minigpt.core.data.chat import template
     from minigpt.core.data.reader import size_of
     from minigpt.core.data.schema import reasons
 
     inputs = wanted_files(cfg.files, "data check")
+    tokenizer = opened(cfg.tokenizer, context.report)
+    if tokenizer is not None and not has_own_template(tokenizer):
+        tokenizer.chat_template = template(True)
     surveys: list[Survey] = []
     findings: list[dict[str, Any]] = []
     total, before = sum(size_of(i.path) for i in inputs), 0
     with context.report.progress(total, label="check") as bar:
         for source in inputs:
             surveys.append(Survey(source.name))
-            for _, outcome in survey(source, cfg.files, surveys[-1], bar, before):
+            for _, outcome in survey(source, cfg.files, surveys[-1], bar, before, tokenizer):
                 if isinstance(outcome, Finding) and (not cfg.limit or len(findings) < cfg.limit):
                     context.report.out(str(outcome))
                     findings.append({"where": outcome.where, "reason": outcome.fault.reason, "fix": outcome.fault.fix})
             before += size_of(source.path)
     for one in surveys:
         context.report.note("file", describe(one))
+        one.tell(context.report)
     counts = sum((one.bad for one in surveys), Counter[str]())
     rows = sum(one.rows for one in surveys)
     facts = {"rows": rows, "files": [one.facts() for one in surveys], "findings": findings}
@@ -186,25 +142,16 @@ def check(cfg: CheckConfig, context: Context) -> Result:
     return Result(f"{rows:,} rows, all good", facts)
 
 
-def describe(found: Survey) -> str:
-    """`a.jsonl: 12 rows to fine-tune on (Alpaca)`."""
-    use = {"text": "to pretrain on", "chat": "to fine-tune on"}[found.kind]
-    shapes = ", ".join(f"{name} {n:,}" if len(found.shapes) > 1 else name for name, n in found.shapes.most_common())
-    bad = f", {sum(found.bad.values()):,} bad" if found.bad else ""
-    return f"{found.name}: {found.rows:,} rows {use} ({shapes or 'no good row'}){bad}"
-
-
 # ---------------------------------------------------------------------------------------------- preview
 
 
 def preview(cfg: PreviewConfig, context: Context) -> Result:
-    """Shape, rows and tokens of each file, and samples as the model will see them: what it learns stands in ⟦ ⟧."""
-    inputs = wanted_files(cfg.files, "data preview")
-    tokenizer = None
-    if cfg.tokenizer:
-        from minigpt.core.convert.open import open_tokenizer
+    """Shape, rows and tokens of each file, and samples as the model will see them: what it learns stands in ⟦ ⟧.
 
-        tokenizer = open_tokenizer(cfg.tokenizer, context.report)
+    Letters that spell a token, and are learnt as letters, stand behind a backslash.
+    """
+    inputs = wanted_files(cfg.files, "data preview")
+    tokenizer = opened(cfg.tokenizer, context.report)
     shown = [Preview(cfg, context, source, tokenizer).run() for source in inputs]
     return Result(data={"files": shown})
 
@@ -219,13 +166,15 @@ class Preview:
     tokenizer: Tokenizer | None
 
     def run(self) -> dict[str, Any]:
+        from minigpt.core.data.chat import template
         from minigpt.core.data.reader import size_of
 
         found = Survey(self.source.name)
         good: list[tuple[Row, Record]] = []
         bad: list[Finding] = []
+        own = self.tokenizer if has_own_template(self.tokenizer) else None
         with self.context.report.progress(size_of(self.source.path), label="read") as bar:
-            for row, outcome in survey(self.source, self.cfg.files, found, bar):
+            for row, outcome in survey(self.source, self.cfg.files, found, bar, tokenizer=own):
                 if isinstance(outcome, Finding):
                     bad.append(outcome) if len(bad) < 3 else None
                 elif len(good) < SAMPLE:
@@ -239,18 +188,26 @@ class Preview:
                 f"{self.source.name} has no row that can be used", fix=f"minigpt data check {self.source.name}"
             )
         tokenizer = self.tokenizer or self._own([record for _, record in good])
-        give_template(tokenizer, [record for _, record in good])
+        if own is None:
+            give_template(tokenizer, [record for _, record in good])
+            for row, record in good:
+                remark_unwritten(tokenizer, row, record, found)
+        found.tell(report)
         rendered = [as_tokens(tokenizer, record, found.kind) for _, record in good]
-        usable = found.rows - sum(found.bad.values())
         per_row = sum(len(r.ids) for r in rendered) / len(rendered)
-        tokens = round(per_row * usable)
+        tokens = round(per_row * found.records)
         learnt = sum(sum(r.mask) for r in rendered) / sum(len(r.ids) for r in rendered)
-        exact = "" if usable == len(good) else "about "
+        exact = "" if found.records == len(good) else "about "
         longest = max(len(r.ids) for r in rendered)
         report.out(
             f"{exact}{tokens:,} tokens, {per_row:.0f} a row, the longest of {len(rendered):,} has {longest:,}; "
             f"{learnt:.0%} are learnt; {self._whose(tokenizer)}"
         )
+        if own is None and found.kind == "chat":
+            thinking = "with" if tokenizer.chat_template == template(True) else "without"
+            report.note(
+                "template", f"minigpt's own, {thinking} think blocks; -t MODEL shows what a model's own template writes"
+            )
         for (row, _), one in zip(good[: self.cfg.rows], rendered, strict=False):
             report.out(f"\n{row.where}: {len(one.ids):,} tokens, {sum(one.mask):,} learnt")
             report.marked(cut(spans(tokenizer, one)))
@@ -281,13 +238,12 @@ class Preview:
 
 
 def give_template(tokenizer: Tokenizer, records: list[Record]) -> None:
-    """A tokenizer without a chat template gets ours, with think blocks when a record has reasoning."""
+    """A tokenizer gets our chat template, with think blocks when a record has reasoning."""
     from minigpt.core.data.chat import template
     from minigpt.core.data.schema import Conversation
 
-    if tokenizer.chat_template is None:
-        talks = [record for record in records if isinstance(record, Conversation)]
-        tokenizer.chat_template = template(any(m.get("reasoning_content") for talk in talks for m in talk.messages))
+    talks = [record for record in records if isinstance(record, Conversation)]
+    tokenizer.chat_template = template(any(m.get("reasoning_content") for talk in talks for m in talk.messages))
 
 
 def as_tokens(tokenizer: Tokenizer, record: Record, kind: str) -> Rendered:
@@ -305,11 +261,26 @@ def as_tokens(tokenizer: Tokenizer, record: Record, kind: str) -> Rendered:
 def spans(tokenizer: Tokenizer, rendered: Rendered) -> list[tuple[str, bool]]:
     """Text in stretches that are learnt or not. Stretches are decoded whole, so that no character is halved."""
     return [
-        (tokenizer.decode([id for id, _ in stretch], skip_special=False), learnt)
+        (shown(tokenizer, [id for id, _ in stretch]), learnt)
         for learnt, stretch in itertools.groupby(
             zip(rendered.ids, rendered.mask, strict=True), key=lambda pair: pair[1]
         )
     ]
+
+
+def shown(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Ids as text in which letters that spell a token, and are none, stand behind a backslash: `\\<|endoftext|>`."""
+    text = tokenizer.decode(ids, skip_special=False)
+    if all(text.count(name) == ids.count(id) for name, id in tokenizer.added.items() if name in text):
+        return text
+    pieces = []
+    for control, run in itertools.groupby(ids, key=lambda id: id in tokenizer.special_ids):
+        piece = tokenizer.decode(list(run), skip_special=False)
+        if not control:
+            for name in tokenizer.added:
+                piece = piece.replace(name, f"\\{name}")
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def cut(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
@@ -382,7 +353,7 @@ VERBS: dict[str, Verb] = {
         (
             "minigpt data check chats.jsonl",
             "minigpt data check data/ --limit 0 > bad-rows.txt",
-            "minigpt data check chats.jsonl --kind chat --json | jq .files",
+            "minigpt data check chats.jsonl -t runs/chat --json | jq .files",
         ),
     ),
 }

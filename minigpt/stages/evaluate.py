@@ -68,6 +68,8 @@ def predicted(cfg: Config, context: Context, model: Model) -> Result:
 
     kind = cfg.kind if cfg.kind != "auto" else ("chat" if model.is_chat else "text")
     data = store.build(cfg.data, model.tokenizer, kind=kind, val_share=0.0, max_bad=cfg.max_bad, report=context.report)
+    for note in data.notes:
+        context.report.warn(note)
     max_len = cfg.max_len or min(model.decoder.config.max_position_embeddings, 2048)
     batches = eval_batches(
         data,
@@ -144,7 +146,7 @@ def questions(specs: list[str], most: int) -> list[dict[str, Any]]:
                     found=str(value)[:200],
                     fix='--answers reads rows such as {"messages": [question, answer], "answer": "Paris"}',
                 )
-            found.append(value)
+            found.append({**value, "where": row.where})
             if len(found) == most:
                 return found
     if not found:

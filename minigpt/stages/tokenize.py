@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from minigpt.core.config import group, opt
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.files import new_dir
-from minigpt.core.groups import CommonConfig, split_docs_option
-from minigpt.core.report import Context, Result
+from minigpt.core.groups import CommonConfig, fill_option, split_docs_option
+from minigpt.core.report import Context, Report, Result
 from minigpt.stages import Verb
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class CorpusConfig:
     )
     max_bad: str = opt("0", "bad rows to skip and count before giving up, as a number or 1%", panel="Data")
     split_docs: str = split_docs_option()
+    fill: list[str] = fill_option()
 
 
 @dataclass
@@ -113,13 +114,12 @@ def train(cfg: TrainConfig, context: Context) -> Result:
         raise UsageError(
             f"--out {out} is not a tokenizer's directory, so it is not replaced", fix="choose another --out"
         )
-    from minigpt.core.data.formats import texts_for_training
     from minigpt.core.data.reader import total_bytes
     from minigpt.core.data.tokenizer import Tokenizer, suggested_vocab
 
     corpus = wanted_data(cfg.corpus, "tokenize train")
     vocab_size = cfg.vocab_size or suggested_vocab(total_bytes(corpus.data))
-    counted = Counted(texts_for_training(corpus.data, corpus.split_docs, corpus.max_bad), context)
+    counted = Counted(corpus_texts(corpus), context.report)
     began = time.monotonic()
     with counted.bar:
         tokenizer = Tokenizer.train(counted, vocab_size)
@@ -145,9 +145,9 @@ def train(cfg: TrainConfig, context: Context) -> Result:
 class Counted:
     """Texts on their way to the trainer: counted, and shown as a bar."""
 
-    def __init__(self, texts: Iterator[str], context: Context):
+    def __init__(self, texts: Iterator[str], report: Report):
         self.source, self.texts, self.bytes = texts, 0, 0
-        self.bar = context.report.progress(None, label="tokenizer")
+        self.bar = report.progress(None, label="tokenizer")
 
     def __iter__(self) -> Iterator[str]:
         for text in self.source:
@@ -155,6 +155,7 @@ class Counted:
             self.bytes += len(text.encode("utf-8"))
             self.bar.update(self.texts, f"texts, {self.bytes / 1e6:.1f} MB")
             yield text
+        self.bar.update(self.texts, f"texts, {self.bytes / 1e6:.1f} MB, learning merges")
 
 
 def pack(cfg: PackConfig, context: Context) -> Result:
@@ -164,6 +165,7 @@ def pack(cfg: PackConfig, context: Context) -> Result:
     tokenizer = wanted_tokenizer(cfg.tokenizer, "tokenize pack", context)
     from minigpt.core.data import store
     from minigpt.core.data.chat import template
+    from minigpt.core.data.placeholders import parse_fill
 
     if cfg.kind == "chat" and (cfg.thinking != "auto" or tokenizer.chat_template is None):
         tokenizer.chat_template = template(cfg.thinking == "on")
@@ -174,6 +176,7 @@ def pack(cfg: PackConfig, context: Context) -> Result:
         val_share=0.0,
         max_bad=corpus.max_bad,
         split_docs=corpus.split_docs,
+        fill=parse_fill(corpus.fill),
         report=context.report,
         out=out,
     )
@@ -255,12 +258,11 @@ def stats(cfg: StatsConfig, context: Context) -> Result:
     """How well a tokenizer fits some text."""
     tokenizer = wanted_tokenizer(cfg.tokenizer, "tokenize stats", context)
     corpus = wanted_data(cfg.corpus, "tokenize stats")
-    from minigpt.core.data.formats import texts_for_training
     from minigpt.core.eval.tokenizer_fit import Fit
 
     fit = Fit(tokenizer)
     with context.report.progress(None, label="stats") as bar:
-        for batch in batches(texts_for_training(corpus.data, corpus.split_docs, corpus.max_bad, cfg.most_bytes)):
+        for batch in batches(corpus_texts(corpus, cfg.most_bytes)):
             fit.add(batch)
             bar.update(fit.texts, f"texts, {fit.tokens:,} tokens")
     if not fit.tokens:
@@ -317,6 +319,14 @@ def wanted_data(corpus: CorpusConfig, command: str) -> CorpusConfig:
         raise UsageError(f"{command} needs data", fix="name a file, a directory or - with --data")
     expand(corpus.data)
     return corpus
+
+
+def corpus_texts(corpus: CorpusConfig, most_bytes: float = 100e6) -> Iterator[str]:
+    """The corpus's texts, taken evenly over it when it is larger than `most_bytes`."""
+    from minigpt.core.data.formats import texts_for_training
+    from minigpt.core.data.placeholders import parse_fill
+
+    return texts_for_training(corpus.data, corpus.split_docs, corpus.max_bad, most_bytes, parse_fill(corpus.fill))
 
 
 def wanted_tokenizer(named: str | None, command: str, context: Context) -> Tokenizer:

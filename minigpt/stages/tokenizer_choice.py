@@ -10,11 +10,13 @@ from minigpt.core.convert.open import open_tokenizer
 from minigpt.core.data import reader
 from minigpt.core.data.chat import template
 from minigpt.core.data.formats import normalise, texts_for_training
+from minigpt.core.data.placeholders import parse_fill
 from minigpt.core.data.schema import BadRow, Conversation
 from minigpt.core.data.tokenizer import TURN_END, Tokenizer, suggested_vocab
 from minigpt.core.errors import UsageError
 from minigpt.core.files import new_dir, read_json
 from minigpt.core.report import Report
+from minigpt.stages.tokenize import Counted
 
 MOST_BYTES = 30e6  # of text that a tokenizer is trained on: more changes few merges and takes minutes
 
@@ -51,7 +53,7 @@ def choose(
     if settled is not None:
         [tokenizer.chat_template] = settled
     elif kind == "chat":
-        _give_template(tokenizer, cfg)
+        _give_template(tokenizer, cfg, resumed=saved is not None)
     elif not cfg.model:
         tokenizer.chat_template = None  # a base model does not know how to chat
     return tokenizer, note
@@ -74,19 +76,28 @@ def _train(cfg: Any, origins: dict[str, str], own: Path, report: Report) -> Toke
         cfg.vocab_size = suggested_vocab(reader.total_bytes(cfg.data.data))
         origins["vocab_size"] = "auto"
     texts = texts_for_training(
-        cfg.data.data, split_docs=cfg.data.split_docs, max_bad=cfg.data.max_bad, most_bytes=MOST_BYTES
+        cfg.data.data,
+        split_docs=cfg.data.split_docs,
+        max_bad=cfg.data.max_bad,
+        most_bytes=MOST_BYTES,
+        fill=parse_fill(cfg.data.fill),
     )
     report.note("tokens", f"training a tokenizer of {cfg.vocab_size:,} tokens on the data")
-    tokenizer = Tokenizer.train(texts, cfg.vocab_size)
+    counted = Counted(texts, report)
+    with counted.bar:
+        tokenizer = Tokenizer.train(counted, cfg.vocab_size)
     with new_dir(own) as work:
         tokenizer.save(work)
     return tokenizer
 
 
-def _give_template(tokenizer: Tokenizer, cfg: Any) -> None:
-    """The model's own template; else ours, with a think block when the data has reasoning to learn."""
+def _give_template(tokenizer: Tokenizer, cfg: Any, resumed: bool) -> None:
+    """The model's own template; else ours, with a think block when the data has reasoning to learn.
+
+    A model that was trained with ours without the block gets one when it is given reasoning.
+    """
     wish, data = cfg.thinking, cfg.data.data
-    if wish == "auto" and tokenizer.chat_template is not None:
+    if wish == "auto" and (resumed or tokenizer.chat_template not in (None, template(False))):
         return
     if TURN_END not in tokenizer.added:
         raise UsageError(

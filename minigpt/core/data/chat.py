@@ -20,11 +20,13 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from minigpt.core.data.schema import BadRow
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError
 
 # Plane 16 of the private use area; a message that holds one of these is escaped like any other literal.
-_BEGIN, _END, _ESCAPE = "\U0010fff0", "\U0010fff1", "\U0010fff2"
+_BEGIN, _END, _ESCAPE, _MASKED = "\U0010fff0", "\U0010fff1", "\U0010fff2", "\U0010fff3"
+_MARKS = (_BEGIN, _END, _ESCAPE, _MASKED)
 _FIRST = 0xE000  # sentinel of table entry i: _ESCAPE + chr(_FIRST + i)
 LONGEST = 4_000_000  # characters that a template may produce
 _LONGEST_PRODUCT = 100_000  # of a string or list repeated inside a template
@@ -89,8 +91,18 @@ def template(thinking: bool = False) -> str:
 Parts = list[tuple[str, bool, bool]]  # text, whether it is a marker, whether it is learnt
 
 
+class Unwritable(BadRow):
+    """A conversation that the chat template cannot write. message: the same for one that is no row of data."""
+
+    def __init__(self, reason: str, detail: str = "", *, message: str, fix: str):
+        super().__init__(reason, detail, fix=fix)
+        self.message = message
+
+
 class Rendered(NamedTuple):
-    """ids: the conversation. mask: True for what the model learns: the assistant's words, the end of its turn."""
+    """ids: the conversation. mask: True for what the model learns: the assistant's words, the end of its turn, but
+    nothing of a message whose weight is 0.
+    """
 
     ids: list[int]
     mask: list[bool]
@@ -106,24 +118,39 @@ def render(
 ) -> Rendered:
     """A conversation in the tokenizer's chat template.
 
-    messages: role, content and perhaps reasoning_content, tool_calls. thinking: passed on as enable_thinking.
+    messages: canonical ones, see schema.Conversation. thinking: passed on as enable_thinking.
     generation_prompt: end where the assistant begins to speak.
     DataError when the tokenizer has no template, or the template fails or produces too much.
     """
-    parts = _prepare(tokenizer, messages, tools, generation_prompt, thinking)
+    try:
+        parts = _prepare(tokenizer, messages, tools, generation_prompt, thinking)
+    except Unwritable as fault:
+        raise DataError(fault.message, found=fault.detail.removeprefix(": ") or None, fix=fault.fix) from None
     return next(_encode(tokenizer, [parts]))
 
 
 def prepare(
     tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
 ) -> Parts:
-    """The text of a whole conversation, cut for `encode`. The half of `render` that can fail, a row at a time."""
+    """The text of a whole conversation, cut for `encode`. The half of `render` that can fail, a row at a time.
+
+    Unwritable when the template fails or produces too much for this conversation; DataError when there is no template.
+    """
     return _prepare(tokenizer, messages, tools, False, None)
+
+
+def written(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
+) -> str:
+    """What the template makes of a conversation, for comparing with what it makes of another. Raises as `prepare`."""
+    escape = _escaper(tuple(tokenizer.added))
+    safe_tools = escape.value(list(tools)) if tools else None
+    return _run(_compile(_source(tokenizer)), escape.value(list(messages)), safe_tools, False, tokenizer, None)
 
 
 def encode(tokenizer: Tokenizer, conversations: Sequence[Parts]) -> list[Rendered]:
     """Many prepared conversations at once, on all cores."""
-    return list(_encode(tokenizer, conversations))
+    return list(_encode(tokenizer, conversations)) if conversations else []
 
 
 def _prepare(
@@ -141,8 +168,11 @@ def _prepare(
         return _run(compiled, part, safe_tools, prompt, tokenizer, thinking)
 
     whole = text(safe_messages, prompt, thinking)
-    if "generation" not in compiled.tags and not prompt:
-        whole = _mark_by_prefix(whole, safe_messages, text, _turn_end(tokenizer))
+    if not prompt:
+        if "generation" in compiled.tags:
+            whole = _mask_by_turn(whole, safe_messages)
+        else:
+            whole = _mark_by_prefix(whole, safe_messages, text, _turn_end(tokenizer))
     return list(_parts(whole, escape, tokenizer))
 
 
@@ -248,10 +278,39 @@ def _run(
             pieces.append(piece)
             size += len(piece)
             if size > LONGEST:
-                raise DataError(f"the chat template wrote more than {LONGEST:,} characters")
+                raise Unwritable(
+                    f"a conversation of which the chat template makes more than {LONGEST:,} characters",
+                    message=f"the chat template wrote more than {LONGEST:,} characters",
+                    fix="shorten it",
+                )
     except (jinja2.TemplateError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as e:
-        raise DataError("the chat template does not accept this conversation", found=str(e)) from None
+        raise Unwritable(
+            "a conversation that the chat template does not accept",
+            f": {e}",
+            message="the chat template does not accept this conversation",
+            fix="write it as this model's template wants it",
+        ) from None
     return "".join(pieces)
+
+
+def _mask_by_turn(whole: str, messages: Sequence[dict[str, Any]]) -> str:
+    """Set another mark where an assistant's turn of weight 0 begins."""
+    masked = [m.get("weight", 1) == 0 for m in messages if m["role"] == "assistant"]
+    if not any(masked):
+        return whole
+    before, *turns = whole.split(_BEGIN)
+    if len(turns) != len(masked):
+        raise _hidden_turns("write one {% generation %} block for each of the assistant's messages")
+    marks = (_MASKED if hidden else _BEGIN for hidden in masked)
+    return before + "".join(mark + turn for mark, turn in zip(marks, turns, strict=True))
+
+
+def _hidden_turns(fix: str) -> Unwritable:
+    return Unwritable(
+        "a conversation whose turns the chat template writes in a way that does not show what to learn",
+        message="this chat template writes turns in a way that does not show what to learn",
+        fix=fix,
+    )
 
 
 def _mark_by_prefix(
@@ -273,12 +332,9 @@ def _mark_by_prefix(
         begin = max((len(p) for p in prompts if whole.startswith(p)), default=-1)
         end = whole.find(turn_end, max(begin, 0)) if turn_end else len(whole)
         if begin < done or end < 0:
-            raise DataError(
-                "this chat template writes turns in a way that does not show what to learn",
-                fix="use a template with {% generation %} marks",
-            )
+            raise _hidden_turns("use a template with {% generation %} marks")
         end += len(turn_end)
-        marked += [whole[done:begin], _BEGIN, whole[begin:end], _END]
+        marked += [whole[done:begin], _MASKED if message.get("weight", 1) == 0 else _BEGIN, whole[begin:end], _END]
         done = end
     return "".join([*marked, whole[done:]])
 
@@ -290,10 +346,10 @@ class _Escaper:
     """Literals of added tokens ↔ sentinels."""
 
     def __init__(self, literals: Sequence[str]):
-        self.table = [_BEGIN, _END, _ESCAPE, *sorted(literals, key=len, reverse=True)]
+        self.table = [*_MARKS, *sorted(literals, key=len, reverse=True)]
         self._index = {literal: i for i, literal in enumerate(self.table)}
         self._find = re.compile("|".join(map(re.escape, self.table)))
-        self.markers = re.compile("|".join(map(re.escape, self.table[3:])) or r"(?!)")
+        self.markers = re.compile("|".join(map(re.escape, self.table[len(_MARKS) :])) or r"(?!)")
         self._sentinel = re.compile(f"{_ESCAPE}(.)", re.DOTALL)
 
     def value(self, value: Any) -> Any:
@@ -345,8 +401,8 @@ def _contents(parts: Parts, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
 def _parts(text: str, escape: _Escaper, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, bool]]:
     """Cut at the marks of generation and at the template's own markers; contents come back from their sentinels."""
     learnt = False
-    for stretch in re.split(f"([{_BEGIN}{_END}])", text):
-        if stretch in (_BEGIN, _END):
+    for stretch in re.split(f"([{_BEGIN}{_END}{_MASKED}])", text):
+        if stretch in (_BEGIN, _END, _MASKED):
             learnt = stretch == _BEGIN
             continue
         at, before = 0, ""

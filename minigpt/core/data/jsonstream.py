@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from minigpt.core.data.schema import BadRow, Row, not_utf8
+from minigpt.core.files import is_blank, without_bom
 
 LONGEST_ROW = 1 << 28  # characters of one row; a missing bracket must not pull in a whole file
 _CHUNK = 1 << 20
 _DATA = re.compile(rb'\s*\{\s*"data"\s*:\s*(?=\[)')
 _OBJECT_LINE = re.compile(r"\n[ \t]*(?=\{)")
+_OBJECT = re.compile(r'\s*(?:\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:')
 _CUT_SHORT = 16  # a literal, number or escape that is cut by the end of the buffer fails this close to it
 
 
@@ -32,18 +34,48 @@ def json_rows(file: Source) -> Iterator[Row]:
     start = bytes(file.stream.peek(4096))
     if opening := _DATA.match(start):
         line = file.stream.read(opening.end()).count(b"\n") + 1
-        yield from _stream(file, line, b"")
+        yield from _stream(file, line, b"", in_data=True)
     elif start.lstrip()[:1] == b"[":
         yield from _stream(file, 1, b"")
     else:
         yield from _lines(file)
 
 
+def begins_object(text: str) -> bool:
+    """Whether text begins as an object does, or a list of them: no prose begins with `{"name":`."""
+    return _OBJECT.match(text) is not None
+
+
+def looks_like_json(start: bytes) -> bool:
+    """Whether a file without a telling name is JSON. start: its beginning, which may end anywhere.
+
+    A bracket alone decides nothing: `[Verse 1]` and `{{ name }}` begin texts.
+    """
+    text = start.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
+    if text[:1] not in ("{", "["):
+        return False
+    if begins_object(text):
+        return True
+    lines = [line for line in text.splitlines() if line.strip()]
+    if 2 * sum(map(begins_object, lines)) >= len(lines) > 1:  # its first line is broken
+        return True
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except RecursionError:
+        return True
+    except json.JSONDecodeError as e:
+        goes_on = e.pos >= len(text.rstrip()) or e.msg.startswith("Unterminated string")
+        return goes_on and text.lstrip("[ \t\r\n")[:1] == '"'  # an array of texts
+    of_rows = isinstance(value, dict) or all(isinstance(row, (str, dict, list)) for row in value)
+    return of_rows and text[end:].lstrip(" \t,")[:1] in ("", "\r", "\n", "{", "[")
+
+
 def _lines(file: Source) -> Iterator[Row]:
     """One object a line. A first line that is only the beginning of an object means pretty-printed objects."""
     first = True
     for number, raw in enumerate(file.stream, 1):
-        if raw.isspace():
+        raw = without_bom(raw)
+        if is_blank(raw):
             continue
         where = f"{file.name}:{number}"
         try:
@@ -69,7 +101,7 @@ def _several(where: str, text: str, done: int) -> Iterator[Row]:
             if not isinstance(value, dict):
                 raise json.JSONDecodeError("Extra data", text, at)
             values.append(value)
-            while at < len(text) and text[at] in " \t,":
+            while at < len(text) and text[at] in " \t,\ufeff":
                 at += 1
     except (ValueError, RecursionError) as e:
         yield Row(where, text, done, _invalid(e, 0))
@@ -88,20 +120,24 @@ def _unwrapped(where: str, value: Any, done: int) -> Iterator[Row]:
         yield Row(where, value, done)
 
 
-def _stream(file: Source, line: int, begun: bytes) -> Iterator[Row]:
-    """Elements of an array, or objects one after another. begun: bytes that were read already.
+def _stream(file: Source, line: int, begun: bytes, in_data: bool = False) -> Iterator[Row]:
+    """Elements of an array, or objects one after another, and those of files that were joined to this one.
 
+    begun: bytes that were read already. in_data: they are elements of an object's `data`, which was opened already.
     After a fault reading goes on at the next line that begins an object.
     """
     window = _Window(file, line, begun)
     array = window.open_array()
     number = 0
-    while window.skip(" \t\r\n,"):
-        if array and window.text[window.at] == "]":
-            return
-        number += 1
+    while window.skip(" \t\r\n,\ufeff"):
+        closes = array and window.text[window.at] == "]"
+        number += not closes
         where = f"{file.name}:{window.line}" + (f" (row {number})" if array else "")
         try:
+            if closes:
+                window.close_array(in_data)
+                array, in_data = window.open_array(), False
+                continue
             value = window.decode()
         except (ValueError, RecursionError) as e:
             fault = _invalid(e, window.at)
@@ -166,10 +202,21 @@ class _Window:
 
     def open_array(self) -> bool:
         """Step over the bracket of an array, if there is one."""
-        if self.skip(" \t\r\n") and self.text[self.at] == "[":
+        if self.skip(" \t\r\n\ufeff") and self.text[self.at] == "[":
             self.at += 1
             return True
         return False
+
+    def close_array(self, in_data: bool) -> None:
+        """Step over the bracket, and over what follows it in an object: `], "version": 1}`. ValueError as `decode`."""
+        self.at += 1
+        if not in_data or not self.skip(" \t\r\n"):
+            return
+        if self.text[self.at] == ",":  # the rest as an object of its own
+            self.text = self.text[: self.at] + "{" + self.text[self.at + 1 :]
+            self.decode()
+        else:
+            self.at += 1
 
     def decode(self) -> Any:
         """The value at the cursor, reading on while it is not whole. ValueError when it cannot become one."""

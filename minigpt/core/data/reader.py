@@ -1,7 +1,7 @@
 """Files → raw rows, each with the place it came from. One row at a time: memory does not grow with the file.
 
-JSON of any layout and plain text, any of them compressed with gzip, bzip2 or xz. A file's first bytes say how it is
-compressed, its suffix whether it is JSON or text; where the suffix says nothing, the first character does.
+JSON of any layout, tables and plain text, any of them compressed with gzip, bzip2 or xz. A file's first bytes say how
+it is compressed, its suffix whether it is JSON, a table or text; where the suffix says nothing, its beginning does.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from minigpt.core.data import sample
-from minigpt.core.data.jsonstream import json_rows
-from minigpt.core.data.schema import Row, not_utf8
+from minigpt.core.data.jsonstream import json_rows, looks_like_json
+from minigpt.core.data.plaintext import has_blank_lines, text_rows
+from minigpt.core.data.schema import Row
+from minigpt.core.data.table import SEPARATORS, table_rows
 from minigpt.core.errors import DataError, MissingError, UsageError
 from minigpt.core.files import cache_dir, disk_error
 
-JOINED = 4096  # bytes of UTF-8 that --split-docs auto joins paragraphs to
 _CHUNK = 1 << 20
+_OPENING = 4096  # bytes that show what a file is
 _JSON = (".jsonl", ".ndjson", ".json")
 _TEXT = (".txt", ".md")
-_TABLES = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet", ".arrow": "read_feather"}
+_COLUMNS = {".parquet": "read_parquet", ".arrow": "read_feather"}
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _ABOUT = ("readme", "license", "licence", "changelog", "notice")  # stand beside data without being any
 
@@ -42,12 +44,13 @@ _ABOUT = ("readme", "license", "licence", "changelog", "notice")  # stand beside
 class Input(NamedTuple):
     """One file to read, or a token store's directory.
 
-    weight: its share of an epoch, 1 = all of it once. name: how messages call it.
+    weight: its share of an epoch, 1 = all of it once. name: how messages call it. times: how often it was named.
     """
 
     path: Path
     weight: float
     name: str
+    times: int = 1
 
 
 # ------------------------------------------------------------------------------------------------ which files
@@ -57,7 +60,7 @@ def expand(specs: Sequence[str]) -> list[Input]:
     """Files behind `--data` values: a file, a directory (recursive), a glob, `-` for stdin, `sample[:PART[:LANG]]`
     for the data set that comes with minigpt; each may end in `:WEIGHT`. A file called `sample` goes before that set.
 
-    A file named twice is read once, and the later weight holds.
+    A file that is named twice, be it by a link or in a folder, is one input: its weights add up.
     UsageError for a path that does not exist and for a directory without data.
     """
     found: dict[Path, Input] = {}
@@ -65,7 +68,12 @@ def expand(specs: Sequence[str]) -> list[Input]:
         path, weight = _split_weight(str(spec))
         for file in _files(path):
             name = "stdin" if path == "-" else path if _is_sample(path) else _shown(file)
-            found[file.absolute()] = Input(file, weight, name)
+            before = found.get(place := file.resolve())
+            found[place] = (
+                Input(file, weight, name)
+                if before is None
+                else before._replace(weight=before.weight + weight, times=before.times + 1)
+            )
     return list(found.values())
 
 
@@ -88,6 +96,20 @@ def size_of(path: Path) -> int:
 def text_size(path: Path) -> int:
     """About how many bytes a file has once it is decompressed."""
     return size_of(path) * (4 if path.suffix.lower() in _COMPRESSED else 1)
+
+
+def reading(source: Input, split_docs: str) -> str:
+    """How `rows` reads a file, as far as its bytes alone do not say."""
+    suffix = _suffix(source.path)
+    if suffix in _JSON or suffix in SEPARATORS:
+        kind = "json" if suffix in _JSON else suffix
+        return f"{kind}, endoftext" if split_docs == "endoftext" else kind
+    return f"{'text' if suffix in _TEXT else 'by its beginning'}, {split_docs}"
+
+
+def is_named_json(source: Input) -> bool:
+    """Whether a file is read as JSON whatever it holds."""
+    return _suffix(source.path) in _JSON
 
 
 def is_store(path: Path) -> bool:
@@ -141,12 +163,12 @@ def _in_folder(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder)
         passed_over = _is_about(path) or any(part.startswith(".") for part in below.parts)
-        if path.is_file() and not passed_over and _suffix(path) in (*_JSON, *_TEXT, *_TABLES):
+        if path.is_file() and not passed_over and _suffix(path) in (*_JSON, *_TEXT, *SEPARATORS, *_COLUMNS):
             files.append(path)
     if not files:
         held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
         raise UsageError(
-            f"--data: {folder} holds no data files", found=held, fix="put .jsonl, .json or .txt files there"
+            f"--data: {folder} holds no data files", found=held, fix="put .jsonl, .json, .csv or .txt files there"
         )
     return files
 
@@ -222,7 +244,7 @@ def _spool(stream: IO[bytes]) -> Path:
 class DataFile:
     """An open file, decompressed by what its first bytes say. name, stream, done: as jsonstream.Source.
 
-    MissingError for zstd, parquet and arrow; DataError for other tables and for what is no text.
+    MissingError for zstd, parquet and arrow; DataError for what is no text.
     """
 
     def __init__(self, source: Input):
@@ -245,7 +267,7 @@ class DataFile:
         elif start.startswith(b"\xfd7zXZ"):
             plain = lzma.LZMAFile(self._raw)  # noqa: SIM115
         stream: Any = self._raw if plain is None else io.BufferedReader(plain, _CHUNK)
-        start = stream.peek(4096)[:4096]
+        start = stream.peek(_OPENING)[:_OPENING]
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise DataError(f"{self.name} is UTF-16", fix=f"iconv -f UTF-16 -t UTF-8 {self.name} > utf8.txt")
         if b"\0" in start:
@@ -276,11 +298,10 @@ def _refuse(source: Input, start: bytes) -> None:
         suffix = ".parquet"
     elif start.startswith(b"ARROW1"):
         suffix = ".arrow"
-    if suffix in _TABLES:
+    if suffix in _COLUMNS:
         write = f"to_json('{Path(name).with_suffix('.jsonl')}', orient='records', lines=True, force_ascii=False)"
-        call = f"import pandas; pandas.{_TABLES[suffix]}('{name}').{write}"
-        error = MissingError if suffix in (".parquet", ".arrow") else DataError
-        raise error(
+        call = f"import pandas; pandas.{_COLUMNS[suffix]}('{name}').{write}"
+        raise MissingError(
             f"{name} is a {suffix[1:]} table, which is not read", fix=f'make JSON lines of it: python -c "{call}"'
         )
 
@@ -288,20 +309,24 @@ def _refuse(source: Input, start: bytes) -> None:
 def rows(source: Input, split_docs: str = "auto") -> Iterator[Row]:
     """Every row of a file in order, those that cannot be parsed included (`Row.fault`).
 
-    split_docs: documents of a text file: `blank` = stretches between blank lines, `line`, `file`; `auto` = paragraphs
-    joined to about 4 kB where there are blank lines, else lines.
+    split_docs: documents of a text file: `blank` = stretches between blank lines, `line`, `file`, `endoftext` =
+    stretches between these marks; `auto` = paragraphs joined to about 4 kB where there are blank lines, else lines.
     DataError or MissingError for a file that is of another kind or damaged, and for a token store.
     """
     if source.path.is_dir():
         raise DataError(f"{source.name} is a token store: its rows are gone", fix="name the files it was made from")
     try:
         with DataFile(source) as file:
+            if (suffix := _suffix(source.path)) in SEPARATORS:
+                yield from table_rows(file, suffix)
+                return
             if _is_json(source.path, file):
                 yield from json_rows(file)
                 return
             if split_docs == "auto":
-                split_docs = "joined" if _has_blank_lines(source) else "line"
-            yield from _text_rows(file, split_docs)
+                with DataFile(source) as again:
+                    split_docs = "joined" if has_blank_lines(again.stream) else "line"
+            yield from text_rows(file, split_docs)
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as e:
         raise DataError(f"{source.name} is damaged: it cannot be unpacked to its end", found=str(e)) from None
     except OSError as e:
@@ -310,67 +335,4 @@ def rows(source: Input, split_docs: str = "auto") -> Iterator[Row]:
 
 def _is_json(path: Path, file: DataFile) -> bool:
     suffix = _suffix(path)
-    return suffix in _JSON or (suffix not in _TEXT and file.stream.peek(4096).lstrip()[:1] in (b"{", b"["))
-
-
-# ------------------------------------------------------------------------------------------------ plain text
-
-
-def _has_blank_lines(source: Input) -> bool:
-    """Whether a blank line stands between two others."""
-    with DataFile(source) as file:
-        text = blank = False
-        for line in file.stream:
-            if line.isspace():
-                blank = text
-            elif blank:
-                return True
-            else:
-                text = True
-    return False
-
-
-def _text_rows(file: DataFile, how: str) -> Iterator[Row]:
-    """how: `line`, `blank`, `file`, or `joined` = neighbouring paragraphs up to JOINED bytes."""
-    if how == "line":
-        documents: Iterator[tuple[int, bytes]] = enumerate(file.stream, 1)
-    elif how == "file":
-        documents = iter([(1, file.stream.read())])
-    else:
-        documents = _paragraphs(file)
-        if how == "joined":
-            documents = _joined(documents)
-    for number, raw in documents:
-        if not raw or raw.isspace():
-            continue
-        try:
-            yield Row(f"{file.name}:{number}", raw.decode("utf-8").replace("\r\n", "\n").strip("\n"), file.done)
-        except UnicodeDecodeError as e:
-            number += raw.count(b"\n", 0, e.start)
-            yield Row(f"{file.name}:{number}", raw.decode("utf-8", "replace").strip(), file.done, not_utf8())
-
-
-def _paragraphs(file: DataFile) -> Iterator[tuple[int, bytes]]:
-    """(first line, lines) of each stretch between blank lines."""
-    lines: list[bytes] = []
-    number = 0
-    for number, raw in enumerate(file.stream, 1):
-        if not raw.isspace():
-            lines.append(raw)
-        elif lines:
-            yield number - len(lines), b"".join(lines)
-            lines = []
-    if lines:
-        yield number - len(lines) + 1, b"".join(lines)
-
-
-def _joined(paragraphs: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Neighbours together while they stay within JOINED bytes, a blank line between them."""
-    begin, text = 0, b""
-    for number, paragraph in paragraphs:
-        if text and len(text) + 1 + len(paragraph) > JOINED:
-            yield begin, text
-            text = b""
-        begin, text = (begin, text + b"\n" + paragraph) if text else (number, paragraph)
-    if text:
-        yield begin, text
+    return suffix in _JSON or (suffix not in _TEXT and looks_like_json(bytes(file.stream.peek(_OPENING))))

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from minigpt.core.errors import DataError, UsageError
 
-Message = dict[str, Any]  # role, content and perhaps reasoning_content, tool_calls
+Message = dict[str, Any]  # see Conversation
 
+TEXT_KEYS = ("text", "content", "document", "raw_content")  # where a row has running text
 ROLES = ("system", "user", "assistant", "tool")
 _SHOWN = 2000  # characters of a bad row that an error carries; the console cuts further
 
@@ -27,8 +28,9 @@ class Document:
 class Conversation:
     """Turns of which the assistant's are learnt.
 
-    messages: role (one of ROLES), content (str); an assistant's may have reasoning_content (str) and tool_calls
-    ([{"type": "function", "function": {"name": str, "arguments": dict}}]).
+    messages: role (one of ROLES), content (str) and perhaps name; an assistant's may have reasoning_content (str),
+    tool_calls ([{"type": "function", "function": {"name": str, "arguments": dict}}], perhaps with an id) and
+    weight (0: it is not learnt), a tool's tool_call_id.
     tools: OpenAI's function descriptions that the template shows to the model.
     """
 
@@ -62,6 +64,13 @@ class WrongStage(BadRow):
     skippable = False
 
 
+class EmptyText(BadRow):
+    """A row of running text without any, as corpora of lines have them: passed over and counted, whatever --max-bad."""
+
+    def __init__(self, key: str):
+        super().__init__(f"an empty {key}", fix="add the text")
+
+
 def not_utf8() -> BadRow:
     """The fault of a row whose bytes are no text."""
     return BadRow("bytes that are not UTF-8", fix="convert the file, such as with iconv -f GB18030 -t UTF-8")
@@ -84,13 +93,14 @@ class BadRows:
     """Counts bad rows against --max-bad and raises DataError once there are too many.
 
     limit: `10` = up to ten rows; `1%` = up to that share of all rows, judged by `finish`. `0` stops at the first one.
-    counts: reason → rows.
+    counts: reason → rows. empty: rows of text without any, which are no bad ones.
     """
 
     def __init__(self, limit: str = "0"):
         self.limit = str(limit).strip()
         self._most, self._share = _parse(self.limit)
         self.counts: Counter[str] = Counter()
+        self.empty = 0
         self._first: DataError | None = None
 
     @property
@@ -99,6 +109,9 @@ class BadRows:
 
     def add(self, where: str, fault: BadRow, row: Any) -> None:
         """One bad row. where: `file:line`. row: its value, or the text that could not be parsed."""
+        if isinstance(fault, EmptyText):
+            self.empty += 1
+            return
         self.counts[fault.reason] += 1
         self._first = self._first or _row_error(where, fault, row)
         if self._most == 0:

@@ -7,39 +7,27 @@ when the store is opened, so another share needs no new store.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import itertools
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigpt.core.data import reader
-from minigpt.core.data.chat import render
-from minigpt.core.data.formats import read
-from minigpt.core.data.schema import BadRow, BadRows, Conversation, Document, Record, WrongStage, reasons
+from minigpt.core.data import misread, reader
+from minigpt.core.data.holdout import hold_out
+from minigpt.core.data.remarks import Remarks
+from minigpt.core.data.schema import BadRows, reasons
+from minigpt.core.data.store_builder import FORMAT, SAVED, Builder, frame_of, vocabulary_of
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError, UsageError
-from minigpt.core.files import cache_dir, new_dir, read_json, remembered_sha256, write_json
+from minigpt.core.files import cache_dir, read_json, remembered_sha256
 from minigpt.core.report import Report
 
-FORMAT = 1  # raise whenever the same sources would give another store
 KINDS = ("text", "chat")
-BATCH_DOCUMENTS = 1000  # tokenised at once
-BATCH_BYTES = 4 << 20  # … or fewer, when they are long
-AUTO_DOCUMENTS = 200  # documents that --val-split auto holds out …
-AUTO_SHARE = (0.005, 0.05)  # … within these shares
-_SAVED = np.dtype(
-    [("offset", "u8"), ("length", "u4"), ("supervised", "u4"), ("bytes", "u4"), ("source", "u2"), ("hash", "u8")]
-)
-DOCS = np.dtype([*_SAVED.descr, ("val", "?")])
+DOCS = np.dtype([*SAVED.descr, ("val", "?")])
 
 Ints = NDArray[np.int64]
 
@@ -50,7 +38,7 @@ class Store:
     docs: (N,) records: offset and length (tokens), supervised (positions that are learnt), bytes (of text in those),
     source (index into meta["sources"]), hash (of the content), val (held out).
     meta: format, kind, fingerprint, tokenizer, vocabulary, sources, rows, documents, tokens, supervised, characters,
-    bad, unsupervised, shapes. notes: sentences on what was left out. weights: source index → share of an epoch.
+    bad, empty, unsupervised, shapes, remarks (see Remarks), and what may be misread: unwritable, marks, json_as_text.
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], saved: NDArray[Any], val_share: float | None):
@@ -59,10 +47,9 @@ class Store:
         self._tokens = _mapped(path / "tokens.bin", width, meta["tokens"])
         self._mask = _mapped(path / "mask.bin", np.dtype("u1"), meta["tokens"])
         self.docs = np.zeros(len(saved), dtype=DOCS)
-        for name in _SAVED.names or ():
+        for name in SAVED.names or ():
             self.docs[name] = saved[name]
-        self.docs["val"] = held_out(saved["hash"], val_share)
-        self.notes = _notes(meta)
+        self.docs["val"], self._split_note = hold_out(saved["hash"], val_share)
 
     @classmethod
     def load(cls, path: str | Path, val_share: float | None = 0.0) -> Store:
@@ -83,7 +70,7 @@ class Store:
             saved = np.load(path / "docs.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as e:
             raise _damaged(path / "docs.npy", "an array of documents", str(e)) from None
-        if saved.dtype != _SAVED or len(saved) != meta["documents"]:
+        if saved.dtype != SAVED or len(saved) != meta["documents"]:
             raise _damaged(path / "docs.npy", f"{meta['documents']:,} documents", f"{len(saved):,}")
         return cls(path, meta, saved, val_share)
 
@@ -92,6 +79,11 @@ class Store:
         """sha256 of the content and of which documents are held out: equal fingerprints train on the same tokens."""
         parts = [self.meta["fingerprint"], hashlib.sha256(np.packbits(self.docs["val"]).tobytes()).hexdigest()]
         return hashlib.sha256(json.dumps([*parts, sorted(self.weights.items())]).encode()).hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out or should be known, in sentences."""
+        return _notes(self.meta) + ([self._split_note] if self._split_note else [])
 
     @property
     def weights(self) -> dict[int, float]:
@@ -114,25 +106,6 @@ class Store:
         return self._tokens[begin : begin + count].astype(np.int64), self._mask[begin : begin + count] != 0
 
 
-def held_out(hashes: NDArray[np.uint64], share: float | None) -> NDArray[np.bool_]:
-    """Which documents are validation: those whose 64-bit hash lies in the first `share` of all hashes.
-
-    A document therefore keeps its side when rows are added, removed or moved. share: None = 200 documents, but from
-    0.5 to 5 %. With two documents and a share above 0 each side has at least one; a single one is trained on.
-    """
-    n = len(hashes)
-    if n < 2 or share == 0:
-        return np.zeros(n, dtype=np.bool_)
-    if share is None:
-        share = min(max(AUTO_DOCUMENTS / n, AUTO_SHARE[0]), AUTO_SHARE[1])
-    val: NDArray[np.bool_] = np.asarray(hashes < np.uint64(min(int(share * 2**64), 2**64 - 1)))
-    if not val.any():
-        val[int(np.argmin(hashes))] = True
-    if val.all():
-        val[int(np.argmax(hashes))] = False
-    return val
-
-
 # ------------------------------------------------------------------------------------------------ making
 
 
@@ -144,32 +117,56 @@ def build(
     val_share: float | None = None,
     max_bad: str = "0",
     split_docs: str = "auto",
+    fill: Mapping[str, str] | None = None,
     report: Report | None = None,
     out: Path | None = None,
 ) -> Store:
     """The token store of some `--data` values, from the cache when it was made before.
 
     kind: `text` learns every token, `chat` the assistant's. val_share: share of documents held out, by hash; None =
-    200 documents, 0.5 to 5 %. max_bad: see BadRows. out: a directory to make the store in, instead of the cache.
+    200 documents, 0.5 to 5 %. max_bad: see BadRows. fill: see placeholders.filled. out: a directory to make the store
+    in, instead of the cache.
     A store's directory is taken as it is. DataError for bad rows, UsageError for paths that are not there.
     """
     inputs = reader.expand(specs)
+    fill = dict(fill or {})
     if any(i.path.is_dir() for i in inputs):
+        if fill:
+            raise UsageError("--fill is for rows, and a token store has none", fix="fill them when it is packed")
         return _open_given(inputs, tokenizer, kind, val_share)
     hashes = [remembered_sha256(i.path) for i in inputs]
-    options = {"format": FORMAT, "kind": kind, "tokenizer": tokenizer.fingerprint, "split_docs": split_docs}
-    key = hashlib.sha256(json.dumps([hashes, options], sort_keys=True).encode()).hexdigest()
+    key = _key(inputs, hashes, tokenizer, kind, split_docs, fill)
     path = cache_dir() / "stores" / key[:32] if out is None else Path(out)
     bad = BadRows(max_bad)
     store = _made_before(path, key, bad, val_share)
     if store is None:
         if out is not None:
             _refuse_foreign(path)
-        _Builder(inputs, hashes, tokenizer, kind, split_docs, bad, report or Report()).write(path, key)
+        Builder(inputs, hashes, tokenizer, kind, split_docs, fill, bad, report or Report()).write(path, key)
         store = Store.load(path, val_share)
     for entry, source in zip(store.meta["sources"], inputs, strict=True):  # the same content may be elsewhere today
-        entry |= {"path": source.name, "weight": source.weight}
+        entry |= {"path": source.name, "weight": source.weight, "times": source.times}
     return store
+
+
+def _key(
+    inputs: Sequence[reader.Input],
+    hashes: Sequence[str],
+    tokenizer: Tokenizer,
+    kind: str,
+    split_docs: str,
+    fill: Mapping[str, str],
+) -> str:
+    """sha256 of all that shapes a store's rows: what is read, how, as what, and what it is framed by."""
+    options = {
+        "format": FORMAT,
+        "kind": kind,
+        "tokenizer": tokenizer.fingerprint,
+        "frame": frame_of(tokenizer),
+        "fill": dict(fill),
+        "reading": [reader.reading(i, split_docs) for i in inputs],
+    }
+    return hashlib.sha256(json.dumps([hashes, options], sort_keys=True).encode()).hexdigest()
 
 
 def _made_before(path: Path, key: str, bad: BadRows, val_share: float | None) -> Store | None:
@@ -205,8 +202,11 @@ def _open_given(inputs: Sequence[reader.Input], tokenizer: Tokenizer, kind: str,
         raise DataError(
             f"{source.name} is a {meta['kind']} store, {kind} is needed", fix=f"use it with {stages[meta['kind']]}"
         )
-    same = meta["tokenizer"] == tokenizer.fingerprint
-    if not same and (meta["templated"] or meta["vocabulary"] != _vocabulary(tokenizer)):
+    frame = frame_of(tokenizer)
+    same = meta["tokenizer"] == tokenizer.fingerprint and meta["frame"] == frame
+    if not same and (
+        meta["templated"] or [meta["vocabulary"], *meta["frame"][:2]] != [vocabulary_of(tokenizer), *frame[:2]]
+    ):
         raise DataError(
             f"{source.name} was made with another tokenizer",
             found=f"{meta['tokenizer'][:12]} in the store, {tokenizer.fingerprint[:12]} given",
@@ -215,195 +215,6 @@ def _open_given(inputs: Sequence[reader.Input], tokenizer: Tokenizer, kind: str,
     for entry in meta["sources"]:
         entry["weight"] *= source.weight
     return store
-
-
-def _vocabulary(tokenizer: Tokenizer) -> str:
-    """Fingerprint of a tokenizer without its chat template, which running text does not meet."""
-    bare = copy.copy(tokenizer)
-    bare.chat_template = None
-    return bare.fingerprint
-
-
-class _Piece(NamedTuple):
-    """One document, ready to be written. mask: a byte an id. size: bytes of text that is learnt. content: to hash."""
-
-    ids: list[int]
-    mask: bytes
-    supervised: int
-    size: int
-    characters: int
-    content: bytes
-
-
-class _Batch(NamedTuple):
-    """Rows on their way. encoded: the ids of their running texts, when they are done. read: bytes of the input."""
-
-    records: list[Record]
-    source: int
-    encoded: Future[list[list[int]]]
-    read: int
-
-
-class _Builder:
-    """Rows in, a store's files out, a batch at a time."""
-
-    def __init__(
-        self,
-        inputs: Sequence[reader.Input],
-        hashes: Sequence[str],
-        tokenizer: Tokenizer,
-        kind: str,
-        split_docs: str,
-        bad: BadRows,
-        report: Report,
-    ):
-        self.inputs, self.hashes, self.tokenizer, self.kind = inputs, hashes, tokenizer, kind
-        self.split_docs, self.bad, self.report = split_docs, bad, report
-        self.dtype = np.dtype("u2" if tokenizer.vocab_size <= 1 << 16 else "u4")
-        self.rows = [0] * len(inputs)
-        self.shapes: Counter[str] = Counter()
-        self.documents = self.tokens = self.supervised = self.characters = self.unsupervised = self.read = 0
-        self.templated = False
-        self._opening, self._closing = tokenizer.opening_id, tokenizer.document_id
-
-    def write(self, path: Path, key: str) -> None:
-        """Make the store at `path`: there whole, or not at all."""
-        with new_dir(path) as work:
-            self._fill(work)
-            self.bad.finish(sum(self.rows))
-            if not self.documents:
-                raise self._nothing()
-            raw = np.memmap(work / "docs.raw", dtype=_SAVED, mode="r")
-            np.save(work / "docs.npy", raw, allow_pickle=False)
-            del raw
-            (work / "docs.raw").unlink()
-            write_json(work / "meta.json", self._meta(key))
-
-    def _nothing(self) -> DataError:
-        names = ", ".join(i.name for i in self.inputs[:3])
-        if self.unsupervised:
-            return DataError(f"{names}: no conversation has anything to learn in it", fix="add answers")
-        return DataError(f"{names}: there is nothing in it", found=f"{sum(self.rows):,} rows", fix="name other --data")
-
-    def _fill(self, work: Path) -> None:
-        total = sum(reader.size_of(i.path) for i in self.inputs)
-        with ExitStack() as stack:
-            files = [stack.enter_context(open(work / n, "wb")) for n in ("tokens.bin", "mask.bin", "docs.raw")]
-            bar = stack.enter_context(self.report.progress(total, label="tokenize"))
-            for batch in self._ahead(stack.enter_context(ThreadPoolExecutor(1))):
-                self._store(batch, files)
-                bar.update(batch.read, f"{self.documents:,} documents · {self.tokens:,} tokens")
-            bar.update(total, f"{self.documents:,} documents · {self.tokens:,} tokens")
-
-    def _ahead(self, worker: Executor) -> Iterator[_Batch]:
-        """Batches in order, each with its texts being tokenised: while one is, the next is read and the last written.
-
-        The tokenizer computes outside of Python's lock, so that both go on at the same time.
-        """
-        waiting: _Batch | None = None
-        before = 0
-        for number, source in enumerate(self.inputs):
-            for records in _batches(self._records(number, source)):
-                texts = [r.text for r in records if isinstance(r, Document)]
-                encoded = worker.submit(self.tokenizer.encode_batch, texts)
-                if waiting is not None:
-                    yield waiting
-                waiting = _Batch(records, number, encoded, before + self.read)
-            before += reader.size_of(source.path)
-        if waiting is not None:
-            yield waiting
-
-    def _records(self, number: int, source: reader.Input) -> Iterator[Record]:
-        for row in reader.rows(source, self.split_docs):
-            self.rows[number] += 1
-            self.read = row.done
-            try:
-                if row.fault:
-                    raise row.fault
-                record, shape = read(row.value, self.kind)
-                if isinstance(record, Conversation) and self.tokenizer.chat_template is None:
-                    raise WrongStage(
-                        "a conversation, and this tokenizer has no chat template to write it with",
-                        fix="learn from conversations with minigpt sft",
-                    )
-            except BadRow as fault:
-                self.bad.add(row.where, fault, row.value)
-                continue
-            self.shapes[shape] += 1
-            yield record
-
-    def _store(self, batch: _Batch, files: Sequence[IO[bytes]]) -> None:
-        """Append a batch to tokens, mask and docs."""
-        encoded = iter(batch.encoded.result())
-        pieces: list[_Piece] = []
-        docs: list[tuple[int, ...]] = []
-        for record in batch.records:
-            piece = self._framed(record, next(encoded)) if isinstance(record, Document) else self._rendered(record)
-            if not piece.supervised:
-                self.unsupervised += 1
-                continue
-            digest = int.from_bytes(hashlib.blake2b(piece.content, digest_size=8).digest(), "little")
-            docs.append((self.tokens, len(piece.ids), piece.supervised, piece.size, batch.source, digest))
-            pieces.append(piece)
-            self.tokens += len(piece.ids)
-            self.supervised += piece.supervised
-            self.characters += piece.characters
-        self.documents += len(docs)
-        count = sum(len(p.ids) for p in pieces)
-        tokens = np.fromiter(itertools.chain.from_iterable(p.ids for p in pieces), dtype=np.int64, count=count)
-        if count and int(tokens.max()) > np.iinfo(self.dtype).max:
-            raise DataError("the tokenizer gives ids beyond its own vocabulary", found=str(int(tokens.max())))
-        files[0].write(tokens.astype(self.dtype).tobytes())
-        files[1].write(b"".join(p.mask for p in pieces))
-        files[2].write(np.array(docs, dtype=_SAVED).tobytes())
-
-    def _framed(self, record: Document, encoded: list[int]) -> _Piece:
-        ids = [self._opening, *encoded, self._closing]
-        content = record.text.encode("utf-8")
-        return _Piece(ids, b"\1" * len(ids), len(ids) - 1, len(content), len(record.text), content)
-
-    def _rendered(self, record: Conversation) -> _Piece:
-        self.templated = True
-        ids, learnt = render(self.tokenizer, record.messages, record.tools or None)
-        mask = np.array(learnt, dtype=np.uint8) | (self.kind == "text")
-        size = int(self.tokenizer.token_bytes[np.array(ids, dtype=np.int64)[mask != 0]].sum())
-        characters = sum(len(m["content"]) + len(m.get("reasoning_content", "")) for m in record.messages)
-        content = json.dumps([record.messages, record.tools], sort_keys=True).encode()
-        return _Piece(ids, mask.tobytes(), int(mask[1:].sum()), size, characters, content)
-
-    def _meta(self, key: str) -> dict[str, Any]:
-        entries = zip(self.inputs, self.hashes, self.rows, strict=True)
-        return {
-            "format": FORMAT,
-            "kind": self.kind,
-            "fingerprint": key,
-            "tokenizer": self.tokenizer.fingerprint,
-            "vocabulary": _vocabulary(self.tokenizer),
-            "templated": self.templated,
-            "dtype": self.dtype.str,
-            "sources": [{"path": i.name, "sha256": h, "rows": n, "weight": i.weight} for i, h, n in entries],
-            "rows": sum(self.rows),
-            "documents": self.documents,
-            "tokens": self.tokens,
-            "supervised": self.supervised,
-            "characters": self.characters,
-            "bad": dict(self.bad.counts),
-            "unsupervised": self.unsupervised,
-            "shapes": dict(self.shapes),
-        }
-
-
-def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
-    batch: list[Record] = []
-    size = 0
-    for record in records:
-        batch.append(record)
-        size += len(record.text) if isinstance(record, Document) else sum(len(m["content"]) for m in record.messages)
-        if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 # ------------------------------------------------------------------------------------------------ opening
@@ -422,11 +233,26 @@ def _damaged(file: Path, wanted: str, found: str) -> DataError:
 
 
 def _notes(meta: dict[str, Any]) -> list[str]:
-    """What was left out, in sentences."""
+    """What was left out, and what of the rest nobody learns, in sentences."""
     notes = []
     if bad := meta["bad"]:
         n = sum(bad.values())
         notes.append(f"{n:,} {'row' if n == 1 else 'rows'} skipped: {reasons(bad)}")
+    if n := meta["empty"]:
+        notes.append(misread.empty(n))
     if n := meta["unsupervised"]:
         notes.append(f"{n:,} {'conversation' if n == 1 else 'conversations'} left out: nothing to learn in them")
-    return notes
+    for source in meta["sources"]:
+        if (times := source.get("times", 1)) > 1:
+            notes.append(f"{source['path']} is named {times} times: its weights add up to {source['weight']:g}")
+    for number in meta["json_as_text"]:
+        notes.append(misread.json_as_text(meta["sources"][number]["path"]))
+    if n := meta["marks"]:
+        notes.append(misread.marks(n))
+    if n := meta["unwritable"]["lost"]:
+        found = meta["unwritable"]
+        notes.append(
+            f"the tokenizer cannot write {n:,} of {found['characters']:,} characters in the first {found['texts']:,} "
+            f"texts, such as {' '.join(found['such_as'])}: they are not learnt"
+        )
+    return notes + list(Remarks(meta["remarks"]).sentences([s["path"] for s in meta["sources"]]))

@@ -19,6 +19,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from minigpt.core.data.bpe import learn
 from minigpt.core.errors import DataError, UsageError
 from minigpt.core.files import read_json
 
@@ -38,7 +39,7 @@ MARKERS = (
     *(f"<|buffer{i}|>" for i in range(1, 10)),
 )  # fmt: skip
 SMALLEST_VOCAB = len(CONTROL) + len(MARKERS) + 256  # specials and single bytes
-_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+TOKEN_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TURN_ENDS = (TURN_END, "<|eot_id|>", "<end_of_turn>", "<|end|>")  # how other families end a turn
 
 
@@ -100,7 +101,7 @@ class Tokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        core.train_from_iterator(texts, trainer)
+        learn(core, trainer, texts)
         raw = json.loads(core.to_str())
         for token in raw["added_tokens"]:
             token["special"] = token["content"] not in MARKERS  # markers survive skip_special_tokens
@@ -125,7 +126,7 @@ class Tokenizer:
         config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
         config = read_json(config_file) if config_file.is_file() else {}
         if (roles := folder / "special_tokens_map.json").is_file():
-            config = {**{k: v for k, v in read_json(roles).items() if k in _ROLES}, **config}
+            config = {**{k: v for k, v in read_json(roles).items() if k in TOKEN_ROLES}, **config}
         template = template_file.read_text(encoding="utf-8") if template_file.is_file() else _template(config)
         extra: list[int] = []
         for name in ("generation_config.json", "config.json"):

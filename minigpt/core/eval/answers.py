@@ -1,7 +1,8 @@
 """Whether a model answers questions rightly: it is asked, and its answer is searched for the one that is known.
 
-A row is a conversation whose last message is the model answer, with two more keys: `answer`, the text to look for, and
-optionally `kind`, under which it is counted. `minigpt data demo` writes such rows (`eval.jsonl`).
+A row is a conversation whose last message is the model answer, with more keys: `answer`, the text to look for, and
+optionally `kind`, under which it is counted, and `where`, the row's place, for errors. `minigpt data demo` writes such
+rows (`eval.jsonl`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minigpt.core.data.chat import render
+from minigpt.core.errors import DataError
 from minigpt.core.infer.engine import Engine
 from minigpt.core.infer.request import Completion
 from minigpt.core.infer.sampling import SamplingParams
@@ -66,7 +68,11 @@ def ask(
 
 
 def _prompt(engine: Engine, row: dict[str, Any]) -> list[int]:
-    return render(engine.tokenizer, row["messages"][:-1], tools=row.get("tools"), generation_prompt=True).ids
+    try:
+        return render(engine.tokenizer, row["messages"][:-1], tools=row.get("tools"), generation_prompt=True).ids
+    except DataError as e:
+        where = f"{row['where']}: " if "where" in row else ""
+        raise DataError(f"{where}{e.message}", found=e.found, fix=e.fix) from None
 
 
 def _count(found: Answers, row: dict[str, Any], completion: Completion) -> None:

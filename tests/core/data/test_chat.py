@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from minigpt.core.data.chat import encode, prepare, render, template
+from minigpt.core.data.chat import Unwritable, encode, prepare, render, template, written
+from minigpt.core.data.formats import normalise
 from minigpt.core.data.tokenizer import CONTROL, MARKERS, Tokenizer
 from minigpt.core.errors import DataError
 
@@ -105,7 +106,9 @@ def test_plain_template_never_mentions_thinking():
     assert PLAIN.added["<think>"] not in r.ids and "see" not in PLAIN.decode(r.ids)
 
 
-LITERALS = st.sampled_from([*CONTROL, *MARKERS, "\U0010fff0", "\U0010fff1", "\U0010fff2", "\ue000", "\ue003"])
+LITERALS = st.sampled_from(
+    [*CONTROL, *MARKERS, "\U0010fff0", "\U0010fff1", "\U0010fff2", "\U0010fff3", "\ue000", "\ue003"]
+)
 HOSTILE = st.lists(st.one_of(st.text(max_size=6), LITERALS), min_size=1, max_size=6).map("".join).filter(bool)
 
 
@@ -229,3 +232,73 @@ def test_hostile_and_broken_templates(source, word):
 def test_base_model_has_no_template():
     with pytest.raises(DataError, match="no chat template"):
         render(Tokenizer.train(TEXTS, 420), CHATS["one turn"])
+
+
+# ------------------------------------------------------------------------------------------------ masked messages
+
+MASKED = [
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "BAD", "weight": 0},
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "good"},
+]
+
+
+@pytest.mark.parametrize("source", [template(), template(True), FOREIGN], ids=["plain", "thinking", "by prefix"])
+def test_a_message_of_weight_0_is_written_and_not_learnt(source):
+    """The ids are those of the same conversation without the mask, and so is the mask of every other turn."""
+    t = with_template(source)
+    masked, whole = (render(t, chat) for chat in (MASKED, [{**m, "weight": 1} for m in MASKED]))
+    assert masked.ids == whole.ids
+    learnt, all_of_it = (
+        t.decode([i for i, m in zip(r.ids, r.mask, strict=True) if m], skip_special=False) for r in (masked, whole)
+    )
+    assert (learnt, all_of_it) == ("good<|im_end|>", "BAD<|im_end|>good<|im_end|>")
+
+
+def test_a_masked_message_among_turns_that_cannot_be_told_apart_is_refused():
+    """One block of {% generation %} around two turns does not say where the masked one ends."""
+    one = "{% generation %}{% for m in messages %}{{ m.content }}{% endfor %}{% endgeneration %}"
+    with pytest.raises(DataError, match="does not show what to learn"):
+        render(with_template(one), MASKED)
+    with pytest.raises(Unwritable, match="does not show what to learn"):
+        prepare(with_template(one), MASKED)
+
+
+# ------------------------------------------------------------------------------------------------ names and ids
+
+STRICT = (  # as Mistral's: calls and results have ids of nine letters or digits
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.name is defined %} {{ m.name }}{% endif %}\n"
+    "{% for c in m.tool_calls or [] %}{% if c.id is not defined or c.id|length != 9 %}"
+    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}"
+    "{{ c.function.name }} [{{ c.id }}]{% endfor %}"
+    "{% if m.role == 'tool' %}[{{ m.tool_call_id }}]{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+CALLED = {
+    "messages": [
+        {"role": "user", "content": "1+1", "name": "Anna"},
+        {"role": "assistant", "content": None, "tool_calls": [{**call(arguments={"a": 1}), "id": "abc123XYZ"}]},
+        {"role": "tool", "content": "2", "name": "add", "tool_call_id": "abc123XYZ"},
+        {"role": "assistant", "content": "2"},
+    ]
+}
+
+
+def test_names_and_ids_are_written_as_transformers_writes_them(tmp_path):
+    """A row through our reader and a template that needs ids and prints names: the same text."""
+    t = with_template(STRICT)
+    t.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    rows = [{**m, "content": m["content"] or ""} for m in CALLED["messages"]]
+    expected = theirs.apply_chat_template(rows, tokenize=False)
+    assert "user Anna1+1" in expected and "[abc123XYZ]2" in expected
+    assert written(t, normalise(CALLED).messages) == expected
+    without = {"messages": [{**CALLED["messages"][1], "tool_calls": [call()]}]}
+    with pytest.raises(Unwritable, match="length 9"):
+        prepare(t, normalise(without).messages)
+
+
+def test_our_template_is_the_same_with_names_and_ids():
+    plain = [{k: v for k, v in m.items() if k not in ("name", "tool_call_id")} for m in normalise(CALLED).messages]
+    plain[1] = {**plain[1], "tool_calls": [call(arguments={"a": 1})]}
+    assert render(PLAIN, normalise(CALLED).messages) == render(PLAIN, plain)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 
+import jinja2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -32,13 +33,13 @@ CHATS = {
     "messages with extra keys": (
         {"messages": [{**U, "name": "x", "loss": 1}, {**A, "tool_calls": None, "reasoning_content": ""}]},
         "messages",
-        [U, A],
+        [{**U, "name": "x"}, A],
         [],
     ),
     "messages with tools as a list": (
         {"messages": [U, {"role": "assistant", "content": None, "tool_calls": [{**CALL, "id": "1"}]}], "tools": [TOOL]},
         "messages",
-        [U, {"role": "assistant", "content": "", "tool_calls": [CALL]}],
+        [U, {"role": "assistant", "content": "", "tool_calls": [{**CALL, "id": "1"}]}],
         [TOOL],
     ),
     "arguments as JSON text": (
@@ -51,7 +52,12 @@ CHATS = {
             ]
         },
         "messages",
-        [U, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": ""}, A],
+        [
+            U,
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": "", "tool_call_id": "1"},
+            A,
+        ],
         [],
     ),
     "old function_call": (
@@ -189,6 +195,109 @@ CHATS = {
         [{"role": "user", "content": "<think>x</think>q"}, A],
         [],
     ),
+    "masked by weight, loss, train or loss_mask": (
+        {
+            "messages": [
+                {**U, "weight": 0},
+                {**A, "weight": 0},
+                {**A, "weight": 0.0},
+                {**A, "loss": False},
+                {**A, "train": False},
+                {**A, "loss_mask": 0},
+                {**A, "weight": 1, "loss": False},
+                {**A, "weight": 1, "loss": True, "train": None, "loss_mask": 1.0},
+            ]
+        },
+        "messages",
+        [U, *[{**A, "weight": 0}] * 6, A],
+        [],
+    ),
+    "masked in ShareGPT": (
+        {"conversations": [{"from": "gpt", "value": "a", "weight": 0}, {"from": "gpt", "value": "a", "weight": 1}]},
+        "ShareGPT",
+        [{**A, "weight": 0}, A],
+        [],
+    ),
+    "names and ids": (
+        {
+            "messages": [
+                {**U, "name": "Anna"},
+                {"role": "assistant", "content": None, "tool_calls": [{**CALL, "id": "abcdefghi"}]},
+                {"role": "function", "content": "1", "name": "add", "tool_call_id": "abcdefghi"},
+                {**A, "name": " ", "tool_call_id": "not a tool's"},
+            ]
+        },
+        "messages",
+        [
+            {**U, "name": "Anna"},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "abcdefghi", **CALL}]},
+            {"role": "tool", "content": "1", "name": "add", "tool_call_id": "abcdefghi"},
+            A,
+        ],
+        [],
+    ),
+    "a thought without the tag that begins it": (
+        {"messages": [U, says("hm\n</think>\n\na"), says("</think>a"), says("hm</think>a</think>b")]},
+        "messages",
+        [U, {**A, "reasoning_content": "hm"}, A, {**says("a</think>b"), "reasoning_content": "hm"}],
+        [],
+    ),
+    "other names of reasoning": (
+        {"messages": [{**A, "reasoning": "hm"}, {**A, "thinking": "hm", "reasoning_content": ""}]},
+        "messages",
+        [{**A, "reasoning_content": "hm"}] * 2,
+        [],
+    ),
+    "null columns of a pair": ({"messages": [U, A], "chosen": None, "rejected": None}, "messages", [U, A], []),
+    "null messages": ({"messages": None, "instruction": "q", "output": "a"}, "Alpaca", [U, A], []),
+    "null text, system, tools and history": (
+        {"text": None, "system": None, "tools": None, "history": None, "instruction": "q", "output": "a"},
+        "Alpaca",
+        [U, A],
+        [],
+    ),
+    "null among other names": (
+        {"prompt": "q", "completion": None, "response": "a", "input_ids": None, "conversations": None},
+        "prompt and answer",
+        [U, A],
+        [],
+    ),
+    "nulls inside messages": (
+        {
+            "messages": [
+                {"role": None, "from": "human", "content": None, "value": "q"},
+                {"role": "assistant", "content": [{"type": "text", "text": None, "value": "a"}]},
+                {**says(""), "tool_calls": [{"function": None, **CALL["function"], "id": None}]},
+            ]
+        },
+        "messages",
+        [U, A, {**says(""), "tool_calls": [CALL]}],
+        [],
+    ),
+    "question with context": (
+        {"question": "q", "context": "It is so.", "answer": "a"},
+        "question and answer",
+        [{"role": "user", "content": "It is so.\n\nq"}, A],
+        [],
+    ),
+    "Dolly": (
+        {"instruction": "q", "context": "It is so.", "response": "a", "category": "qa"},
+        "Alpaca",
+        [{"role": "user", "content": "It is so.\n\nq"}, A],
+        [],
+    ),
+    "prompt with input, context and system prompt": (
+        {"system_prompt": "be kind", "context": "It is so.", "prompt": "q", "input": "1 2", "completion": "a"},
+        "prompt and answer",
+        [s("be kind"), {"role": "user", "content": "It is so.\n\nq\n1 2"}, A],
+        [],
+    ),
+    "a system message that is there already": (
+        {"system_prompt": "be kind", "messages": [s("be kind"), U, A]},
+        "messages",
+        [s("be kind"), U, A],
+        [],
+    ),
     "other names of roles": (
         {"messages": [{**s("x"), "role": "developer"}, {**U, "role": "Human"}, {**A, "role": "model"}]},
         "messages",
@@ -215,15 +324,15 @@ def test_conversations(name, kind):
     "row", [{"text": " t\n"}, {"content": " t\n"}, {"document": " t\n", "url": "x"}, {"raw_content": " t\n", "id": 1}]
 )
 def test_documents_keep_their_text_as_it_is(row):
-    assert read(row, "text") == (Document(" t\n"), "text")
+    assert read(row, "text")[:2] == (Document(" t\n"), "text")
 
 
 def test_a_string_is_a_document():
-    assert read("t", "text") == (Document("t"), "plain text")
+    assert read("t", "text")[:2] == (Document("t"), "plain text")
 
 
 def test_a_text_column_comes_first_for_text():
-    assert read({"instruction": "q", "output": "a", "text": "both"}, "text") == (Document("both"), "text")
+    assert read({"instruction": "q", "output": "a", "text": "both"}, "text")[:2] == (Document("both"), "text")
 
 
 BAD = {
@@ -285,6 +394,13 @@ BAD = {
     "Alpaca history": ({"instruction": "q", "output": "a", "history": [["x"]]}, "a history that is not a list of"),
     "Alpaca input a list": ({"instruction": "q", "input": ["x"], "output": "a"}, "a list as input"),
     "prompt a number": ({"prompt": 3, "completion": "a"}, "a number as the content of a user message"),
+    "weight between": ({"messages": [U, {**A, "weight": 0.5}]}, "a weight that is neither 0 nor 1"),
+    "weight a word": ({"messages": [U, {**A, "loss": "no"}]}, "a loss that is neither 0 nor 1"),
+    "all masked": ({"messages": [U, {**A, "weight": 0}]}, "no assistant message that is learnt"),
+    "name a list": ({"messages": [{**U, "name": ["x"]}, A]}, "a list as name"),
+    "call id an object": ({"messages": [{**A, "tool_calls": [{**CALL, "id": {}}]}]}, "an object as id"),
+    "context beside messages": ({"prompt": [U], "context": "x", "completion": "a"}, "a context or an input beside"),
+    "context a list": ({"question": "q", "context": ["x"], "answer": "a"}, "a list as context"),
     "half a character": ({"messages": [U, {"role": "assistant", "content": "x\ud800"}]}, "half a character"),
     "half a character in a tool": ({"messages": [U, A], "tools": [{"name": "\udc00"}]}, "half a character"),
     "half a character in arguments": (
@@ -315,7 +431,8 @@ WORDS = [
     "messages", "conversations", "role", "content", "from", "value", "user", "assistant", "gpt", "human", "tool",
     "system", "tools", "tool_calls", "function", "name", "arguments", "type", "text", "reasoning", "tool_call",
     "instruction", "input", "output", "history", "prompt", "completion", "response", "question", "answer",
-    "reasoning_content", "{}", "[]", "function_call", "[1]", "<think>", "</think>", "data", "functions", "thinking",
+    "reasoning_content", "id", "tool_call_id", "weight", "loss", "context", "system_prompt",
+    "{}", "[]", "function_call", "[1]", "<think>", "</think>", "data", "functions", "thinking",
     "[{}]",
     '{"name": "f", "arguments": 1}', "<think>x</think>",
 ]  # fmt: skip
@@ -336,8 +453,8 @@ def test_no_row_whatever_breaks_the_reader(row, kind):
     assert any(m["role"] == "assistant" for m in record.messages)
     for m in record.messages:
         assert m["role"] in ROLES and isinstance(m["content"], str)
-        assert set(m) <= {"role", "content", "reasoning_content", "tool_calls"}
-        assert all(set(c) == {"type", "function"} for c in m.get("tool_calls", []))
+        assert set(m) <= {"role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id", "weight"}
+        assert all(set(c) - {"id"} == {"type", "function"} for c in m.get("tool_calls", []))
         assert all(isinstance(c["function"]["arguments"], dict) for c in m.get("tool_calls", []))
     assert all("function" in t for t in record.tools)
 
@@ -367,6 +484,49 @@ def test_bad_text(row, reason):
     with pytest.raises(BadRow) as caught:
         normalise(row, "text")
     assert caught.value.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "unread", "beside"),
+    [
+        ({"question": "q", "answer": "a", "passage": "a text", "source": "a book", "n": 3}, "chat",
+         ("passage",), ("source", "n")),
+        ({"messages": [U, A], "choices": ["A", "yes"], "scores": [1, 2], "note": " "}, "chat",
+         ("choices",), ("scores", "note")),
+        ({"messages": [U, says("It is Paris.")], "answer": "Paris", "kind": "fact"}, "chat", (), ("answer", "kind")),
+        ({"instruction": "q", "output": "a", "text": "### q\n### a"}, "chat", (), ("text",)),
+        ({"instruction": "q", "output": "a", "text": "### q\n### a"}, "text", (), ("instruction", "output")),
+        ({"text": "a tale", "title": "Of Ann"}, "text", ("title",), ()),
+        ({"messages": [{**U, "hint": "look", "id": "m1"}, {**A, "hint": "", "refusal": None}], "id": 1}, "chat",
+         ("messages.hint",), ("id", "messages.id")),
+        ({"conversations": [{"from": "human", "value": "q", "tools": ""}, {**A, "tools": "", "plan": "a"}]}, "chat",
+         (), ("messages.plan",)),
+        ({"system": "x", "system_prompt": "y", "prompt": "q", "response": "a", "completion": None}, "chat",
+         ("system_prompt",), ()),
+    ],
+)  # fmt: skip
+def test_columns_that_are_not_read_are_told(row, kind, unread, beside):
+    """Text that is nowhere in the record apart from what only tells about the row: ids, sources, scores."""
+    reading = read(row, kind)
+    assert (reading.unread, reading.beside) == (unread, beside)
+
+
+def test_a_masked_conversation_is_text_all_the_same():
+    """Running text learns every token, so a mask of all answers takes nothing from it."""
+    row = {"messages": [U, {**A, "weight": 0}]}
+    assert read(row, "text").record == Conversation([U, {**A, "weight": 0}])
+
+
+def test_thoughts_are_cut_as_qwen3_cuts_them():
+    """Qwen3's template, its own lines: reasoning up to the closing tag, line breaks at the seam removed."""
+    lines = (
+        "{%- set reasoning = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') -%}"
+        "{{- reasoning }}|{{ content.split('</think>')[-1].lstrip('\\n') -}}"
+    )
+    for content in ("hm\n</think>\n\na", "\n hm </think> a\n", "<think>\nhm\n</think>\n\na", "</think>\na"):
+        message = normalise({"messages": [says(content)]}).messages[0]
+        theirs = jinja2.Template(lines).render(content=content)
+        assert f"{message.get('reasoning_content', '')}|{message['content']}" == theirs
 
 
 def test_the_right_stage_is_named():

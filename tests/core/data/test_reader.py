@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.core.data import jsonstream, reader
+from minigpt.core.data import jsonstream, plaintext, reader
 from minigpt.core.errors import DataError, MissingError, UsageError
+from minigpt.core.files import is_blank
 
 ROWS = [{"text": "first"}, {"text": 'zwei\nlines {[ " \\ ]}'}, {"text": "三 😀"}]
 LINES = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ROWS)
@@ -60,7 +61,16 @@ LAYOUTS = {
     "data.json": (json.dumps({"data": ROWS, "version": 1}), [1, 1, 1]),
     "pretty-data.json": (json.dumps({"data": ROWS, "version": 1}, indent=2), [3, 6, 9]),
     "data-last.json": (json.dumps({"version": 1, "data": ROWS}), [1, 1, 1]),
+    "joined-arrays.json": (json.dumps(ROWS[:2]) + "\n" + json.dumps(ROWS[2:]), [1, 1, 2]),
+    "joined-array-and-lines.json": (json.dumps(ROWS[:2]) + "\n" + json.dumps(ROWS[2]), [1, 1, 2]),
+    "joined-data.json": (json.dumps({"data": ROWS[:2], "v": [1]}) + "\n" + json.dumps({"data": ROWS[2:]}), [1, 1, 2]),
+    "bom-within.jsonl": ("\ufeff\ufeff" + LINES.replace("\n", "\n\ufeff"), [1, 2, 3]),
+    "bom-in-line.jsonl": (LINES.rstrip().replace("\n", "\ufeff"), [1, 1, 1]),
+    "bom-arrays.json": ("\ufeff" + json.dumps(ROWS[:2]) + "\n\ufeff" + json.dumps(ROWS[2:]), [1, 1, 2]),
+    "bom-pretty.json": ("\n\ufeff".join(json.dumps(r, ensure_ascii=False, indent=2) for r in ROWS), [1, 4, 7]),
+    "wide-blanks.jsonl": (LINES.replace("\n", "\n\u3000\u00a0\n"), [1, 3, 5]),
     "no-suffix": (LINES, [1, 2, 3]),
+    "no-suffix-pretty": (json.dumps(ROWS, indent=2), [2, 5, 8]),
     "odd.suffix": (json.dumps(ROWS), [1, 1, 1]),
 }
 
@@ -102,6 +112,46 @@ def test_where_the_buffer_ends_does_not_matter(here, monkeypatch, chunk, ascii):
         assert [v for _, v in found] == rows
         lines = [int(w.split(":")[1].split(" ")[0]) for w, _ in found]
         assert lines == [first + i + (name == "pretty.jsonl" and i > 0) for i in range(len(rows))]
+
+
+NOT_JSON = {
+    "verses": "[Verse 1]\nHello\n",
+    "template": "{{ name }}, hello\n",
+    "footnotes": "[1] Smith, J.\n[2] Doe, J.\n",
+    "number": "[1]\nfirst\n[2]\nsecond\n",
+    "quote": '["Stop!" he said.]\nThe end.\n',
+    "code": "{\n  int x;\n}\n",
+    "list": '["a", "b"] is a list\n',
+    "one example": '[Usage]\n{"text": "hello"}\nis a row.\n',
+}
+JSON_WITH_A_FAULT = {
+    "a later line": (LINES + "[Verse 1]\n", ":4"),
+    "the first line": ('{"text": "a" "b"}\n' + LINES, ":1"),
+    "not json at first": ("{not json}\n" + LINES, ":1"),
+    "cut off": ('[{"text": "a"},\n{"text": "b', ":2"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_JSON)
+def test_a_bracket_alone_makes_no_json(here, monkeypatch, name):
+    """What comes through a pipe, or has no telling name, is text unless it can be read as JSON."""
+    stdin(monkeypatch, NOT_JSON[name].encode())
+    assert "\n".join(v for _, v in read("-", "line")) + "\n" == NOT_JSON[name]
+
+
+@pytest.mark.parametrize("name", JSON_WITH_A_FAULT)
+def test_a_fault_does_not_make_text_of_json(here, monkeypatch, name):
+    content, where = JSON_WITH_A_FAULT[name]
+    stdin(monkeypatch, content.encode())
+    faults = [w for w, v in read("-") if v == "invalid JSON"]
+    assert [w.split(" ")[0] for w in faults] == ["stdin" + where]
+
+
+@pytest.mark.parametrize("row", [{"text": "x" * 9000}, {"x" * 3000: "y" * 3000}, "字" * 5000, ["a"]], ids=str)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_is_known_where_its_first_row_is_longer_than_what_is_looked_at(here, monkeypatch, row, indent):
+    stdin(monkeypatch, json.dumps([row, row], indent=indent, ensure_ascii=False).encode())
+    assert [v for _, v in read("-")] == [row, row]
 
 
 def test_strings_in_an_array_are_rows(here):
@@ -196,6 +246,8 @@ def test_a_row_without_end_does_not_pull_in_the_file(here, monkeypatch, begin):
 
 
 def test_what_follows_the_last_row_is_not_ignored(here):
+    put(here / "a.json", '[{"text": "a"}]\nand so on\n')
+    assert [v for _, v in read("a.json")] == [{"text": "a"}, "invalid JSON"]
     put(here / "a.jsonl", json.dumps(ROWS[0], indent=1).encode() + b"\n\xe4")
     assert read("a.jsonl") == [("a.jsonl:1", ROWS[0]), ("a.jsonl:4", "invalid JSON")]
 
@@ -211,8 +263,6 @@ def test_a_number_is_not_cut_in_two(here, monkeypatch):
     [
         ("a.parquet", b"PAR1....", MissingError, "read_parquet('a.parquet').to_json('a.jsonl'"),
         ("train", b"PAR1....", MissingError, "read_parquet"),
-        ("a.csv", b"text\nx\n", DataError, "read_csv"),
-        ("a.tsv", b"text\nx\n", DataError, "read_table"),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd....", MissingError, "zstd -d a.jsonl.zst"),
         ("a.txt", "hello".encode("utf-16"), DataError, "iconv"),
         ("a.bin", b"\x01\x00\x02\x00", DataError, "JSON lines"),
@@ -248,9 +298,9 @@ def test_paragraphs_are_joined_to_about_4_kb(here):
     found = read("a.md")
     texts = [v for _, v in found]
     assert "\n\n".join(texts).split("\n\n") == paragraphs
-    assert all(len(t.encode()) <= reader.JOINED for t in texts) and len(texts) < len(paragraphs) / 2
+    assert all(len(t.encode()) <= plaintext.JOINED for t in texts) and len(texts) < len(paragraphs) / 2
     for i in range(len(texts) - 1):  # each is as full as it can be
-        assert len((texts[i] + "\n\n" + texts[i + 1].split("\n\n")[0]).encode()) + 1 > reader.JOINED
+        assert len((texts[i] + "\n\n" + texts[i + 1].split("\n\n")[0]).encode()) + 1 > plaintext.JOINED
     line = [int(where.split(":")[1]) for where, _ in found]
     assert line == [1 + 4 * int(t.split(" ")[0]) for t in texts]
 
@@ -277,6 +327,43 @@ def test_split_docs_says_how(here, how, documents, end):
 def test_text_that_begins_with_a_bracket_is_text(here):
     put(here / "a.txt", "{not json}\n[1]\n")
     assert [v for _, v in read("a.txt")] == ["{not json}", "[1]"]
+
+
+def test_blank_lines_are_blank_in_every_script(here):
+    """U+3000 and the no-break space alone make no document, and paragraphs end at them; as indents they stay."""
+    put(here / "a.txt", "one\n\u3000\u3000\ntwo\n\u00a0\n\u3000三\n\u2003\u202f\n")
+    assert [v for _, v in read("a.txt", "blank")] == ["one", "two", "\u3000三"]
+    assert read("a.txt", "line") == [("a.txt:1", "one"), ("a.txt:3", "two"), ("a.txt:5", "\u3000三")]
+    assert read("a.txt") == [("a.txt:1", "one\n\ntwo\n\n\u3000三")]
+    put(here / "b.txt", "\u3000\n \u00a0\n\ufeff\n")
+    assert all(read("b.txt", how) == [] for how in ("auto", "line", "blank", "file"))
+
+
+def test_blank_is_what_python_calls_blank():
+    """For every character, and for the byte-order mark."""
+    for number in range(0x110000):
+        if not 0xD800 <= number < 0xE000:
+            character = chr(number)
+            assert is_blank(character.encode()) == (character.isspace() or character == "\ufeff"), hex(number)
+    assert is_blank(b"") and not is_blank("\u3000x".encode()) and not is_blank(b"\xe3\x80")
+
+
+@pytest.mark.parametrize("how", ["line", "blank", "file"])
+def test_a_byte_order_mark_at_the_beginning_of_any_line_is_dropped(here, how):
+    put(here / "a.txt", "\ufeffone\n\n\ufefftwo\n")
+    assert "".join(v for _, v in read("a.txt", how)).replace("\n", "") == "onetwo"
+
+
+def test_documents_between_marks(here):
+    """The letters <|endoftext|> end a document, wherever in a line they are; each knows the line it begins in."""
+    put(here / "a.txt", "One\n\nmore\n<|endoftext|>\n\n  \nTwo<|endoftext|>Three\nfour<|endoftext|><|endoftext|>\n")
+    assert read("a.txt", "endoftext") == [
+        ("a.txt:1", "One\n\nmore"),
+        ("a.txt:7", "Two"),
+        ("a.txt:7", "Three\nfour"),
+    ]
+    put(here / "b.txt", "no mark\n\nat all\n")
+    assert read("b.txt", "endoftext") == [("b.txt:1", "no mark\n\nat all")]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
@@ -315,11 +402,20 @@ def test_weights(here):
             reader.expand([wrong])
 
 
-def test_a_file_named_twice_is_read_once(here):
+def test_the_weights_of_a_file_that_is_named_twice_add_up(here):
+    """By another spelling, in a folder, by a glob or through a link: one input, as if it were read as often."""
     put(here / "d/a.jsonl", LINES)
     put(here / "d/b.jsonl", LINES)
-    found = reader.expand(["d", str(here / "d/b.jsonl") + ":0.5"])
-    assert [(i.name, i.weight) for i in found] == [("d/a.jsonl", 1.0), ("d/b.jsonl", 0.5)]
+    (here / "link.jsonl").symlink_to(here / "d/b.jsonl")
+
+    def named(*specs):
+        return [(i.name, i.weight, i.times) for i in reader.expand(specs)]
+
+    assert named("d/a.jsonl", "d/a.jsonl") == [("d/a.jsonl", 2.0, 2)]
+    assert named("d/a.jsonl", "./d/../d/a.jsonl:3") == [("d/a.jsonl", 4.0, 2)]
+    assert named("d", str(here / "d/b.jsonl") + ":0.5") == [("d/a.jsonl", 1.0, 1), ("d/b.jsonl", 1.5, 2)]
+    assert named("d:0.5", "d/*.jsonl:0.25") == [("d/a.jsonl", 0.75, 2), ("d/b.jsonl", 0.75, 2)]
+    assert named("d/b.jsonl", "link.jsonl:2") == [("d/b.jsonl", 3.0, 2)]
 
 
 def test_names_are_short_below_the_working_directory(here):

@@ -29,6 +29,13 @@ TINY: dict[str, Any] = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
+
+
+def trials(count: int, in_ci: int) -> list[Any]:
+    """Numbers of a long proof's trials for `parametrize`: the first are `slow`, the others an `exam`."""
+    return [pytest.param(i, marks=pytest.mark.slow if i < in_ci else pytest.mark.exam) for i in range(count)]
+
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3": {"head_dim": 16},  # Qwen3's head size is free of hidden_size / heads

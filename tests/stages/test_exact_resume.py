@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from tests.conftest import trials
 from tests.stages.killing import SIGKILL, assert_same_run, rows, run, run_and_signal, run_until_file_step
 
 TINY = ["--set", "model.hidden_size=32", "--set", "model.num_hidden_layers=2", "--set", "model.intermediate_size=48",
@@ -96,8 +97,7 @@ def test_killed_at_random_moments(stage, straight, tmp_path):
     kill_three_times(stage, straight, tmp_path / "run", random.Random(1))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trial", range(20))
+@pytest.mark.parametrize("trial", trials(20, in_ci=4))
 def test_killed_at_random_moments_20_times(trial, straight, tmp_path):
     kill_three_times(list(STAGES)[trial % 2], straight, tmp_path / "run", random.Random(100 + trial))
 
@@ -115,8 +115,7 @@ def test_killed_inside_a_checkpoint_write(straight, tmp_path):
     kill_inside_writes(straight, tmp_path / "run", [4, 9, 30, 47])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trial", range(10))
+@pytest.mark.parametrize("trial", trials(10, in_ci=2))
 def test_killed_inside_writes_10_times(trial, straight, tmp_path):
     rng = random.Random(trial)
     kill_inside_writes(straight, tmp_path / "run", [rng.randint(1, 70) for _ in range(3)])

@@ -66,7 +66,7 @@ def test_a_damaged_file_costs_the_steps_since_the_checkpoint_before(home, run, n
     falls_back(home, run, name, how)
 
 
-@pytest.mark.slow
+@pytest.mark.exam
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_costs_the_steps_since_the_checkpoint_before_63_ways(home, run, name, how):

@@ -123,7 +123,7 @@ def test_a_disk_that_refuses_from_some_moment_on(home, tmp_path, n, code):
     assert refused_at(home, tmp_path / "run", n, code)
 
 
-@pytest.mark.slow
+@pytest.mark.exam
 def test_a_disk_that_refuses_from_any_moment_on(home, tmp_path):
     """Every fifth of the run's file-system steps, with each kind of refusal in turn."""
     n = 1

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from minigpt.core.files import RunLock
-from tests.conftest import run_cli
+from tests.conftest import run_cli, trials
 from tests.stages.killing import assert_same_run, rows, size
 from tests.stages.ranks import finish, launched, prepare, pretrain
 
@@ -146,14 +146,12 @@ def test_killed_inside_a_checkpoint_write(home, straight, tmp_path):
     kill_inside_writes(home, straight, tmp_path / "run", [19, 30], tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trial", range(5))
+@pytest.mark.parametrize("trial", trials(5, in_ci=1))
 def test_killed_at_random_moments_5_times(trial, home, straight, tmp_path):
     kill_three_times(home, straight, tmp_path / "run", random.Random(100 + trial))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trial", range(5))
+@pytest.mark.parametrize("trial", trials(5, in_ci=1))
 def test_killed_inside_writes_5_times(trial, home, straight, tmp_path):
     rng = random.Random(trial)
     kill_inside_writes(home, straight, tmp_path / "run", [rng.randint(1, 60) for _ in range(3)], tmp_path)

@@ -50,8 +50,11 @@ def test_memory_is_flat_in_bfloat16_once_every_length_has_been_met(home, tmp_pat
     assert sizes[200] - sizes[50] < 0.1 * sizes[50] and sizes[590] - sizes[400] < 1 * MB, sizes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--optimizer", "muon"], ["--grad-checkpoint"], ["--pack", "pad"]])
+@pytest.mark.parametrize("flags", [
+    pytest.param(["--optimizer", "muon"], marks=pytest.mark.slow),
+    pytest.param(["--grad-checkpoint"], marks=pytest.mark.exam),
+    pytest.param(["--pack", "pad"], marks=pytest.mark.exam),
+])  # fmt: skip
 def test_memory_is_flat_in_other_ways_to_train(home, tmp_path, flags):
     sizes = resident(home, tmp_path / "run", "--dtype", "float32", *flags)
     assert sizes[190] - sizes[50] < 1 * MB, sizes

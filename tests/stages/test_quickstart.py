@@ -115,7 +115,7 @@ def test_goals_are_told_honestly():
     assert "110 of  110   100.0%" in lines[2]
 
 
-@pytest.mark.slow
+@pytest.mark.exam
 @pytest.mark.parametrize("seed", [42, 1, 2])
 def test_the_score_holds(tmp_path, seed):
     """The full recipe reaches its goals from three seeds. About four minutes each."""

@@ -65,6 +65,8 @@ def memory(session: Session) -> None:
 
 def needed(session: Session, rows: int | None = None) -> Estimate:
     """rows: computed at once; the run's own when None."""
+    from minigpt.core.runtime import tolerant_dtype
+
     s, cfg = session, session.cfg
     return estimate(
         s.model.config,
@@ -76,6 +78,7 @@ def needed(session: Session, rows: int | None = None) -> Estimate:
         cfg.train.grad_checkpoint,
         document_context(s) if cfg.data.pack == "pack" else None,
         s.world.size if cfg.train.parallel == "fsdp" else 1,
+        str(tolerant_dtype(s.runtime.device)),
     )
 
 

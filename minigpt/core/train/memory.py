@@ -49,6 +49,7 @@ class Setting:
     grad_checkpoint: bool = False
     context: float | None = None
     shards: int = 1  # processes that share weights and moments (`--parallel fsdp`)
+    products: str = "float32"  # the type that Muon multiplies in
 
     @property
     def tokens(self) -> int:
@@ -111,8 +112,9 @@ def estimate(
     grad_checkpoint: bool = False,
     context: float | None = None,
     shards: int = 1,
+    products: str = "float32",
 ) -> Estimate:
-    """The peak of a training step; arguments as in `Setting`. dtype: `bfloat16`, `torch.float32`, ...
+    """The peak of a training step; arguments as in `Setting`. dtype, products: `bfloat16`, `torch.float32`, ...
 
     weights      float32 masters
     copies       the matrices in the compute precision, when that is not float32; what is gathered of sharded ones
@@ -125,8 +127,10 @@ def estimate(
     allocator    on a processor, memory that is free but cannot be given back
     kernels      on a processor, compiled products in half precision
     """
-    dtype = dtype.removeprefix("torch.")
-    return _of(Setting(config, micro_rows, max_len, dtype, optimizer, device_type, grad_checkpoint, context, shards))
+    dtype, products = dtype.removeprefix("torch."), products.removeprefix("torch.")
+    return _of(
+        Setting(config, micro_rows, max_len, dtype, optimizer, device_type, grad_checkpoint, context, shards, products)
+    )
 
 
 def _of(s: Setting) -> Estimate:
@@ -276,10 +280,12 @@ def _workspace(s: Setting) -> int:
 
 def _last(s: Setting) -> int:
     """What comes when activations and loss are gone: the table of tokens gets its gradient, tied to the head that one,
-    the head's and their sum; then Muon's largest stack of matrices of one shape, copied in float32 and five times in
-    bfloat16.
+    the head's and their sum; then Muon's largest stack of matrices of one shape: a copy in float32, and in the type of
+    its products what it is and becomes, and twice the product with itself.
     """
     c = s.config
     table = c.vocab_size * c.hidden_size * s.width * (3 if c.tie_word_embeddings else 1)
-    stack = 2 * c.num_hidden_layers * c.hidden_size * c.intermediate_size * (FLOAT32 + 5 * 2)
+    width = WIDTH[s.products]
+    row = c.intermediate_size * (FLOAT32 + 2 * width) + 2 * width * c.hidden_size
+    stack = 2 * c.num_hidden_layers * c.hidden_size * row
     return max(table, stack if s.optimizer == "muon" else 0)

@@ -95,6 +95,7 @@ def run(cfg: Config, context: Context) -> Result:
     page.show([torch_check(torch, package_of(packages, "torch"))])
     page.show(gpu_checks(torch, gpus, complaint, os.environ.get("CUDA_VISIBLE_DEVICES")))
     page.show(cpu_checks(cpu, cores, torch))
+    page.show(numerics_checks(torch))
     answers = [answer() for answer in waiting]
     page.show(hub_checks(answers, offline, bool(os.environ.get("HF_ENDPOINT"))))
     sizes = sizes_of(torch, torch.gpus[0]["free"] if torch.gpus else memory.best_guess, page)
@@ -208,6 +209,22 @@ def cpu_checks(cpu: machine.Cpu, cores: machine.Cores, torch: Torch) -> Iterator
         yield Check("note", "cpu", idle, "unset OMP_NUM_THREADS")
     else:
         yield Check("ok", "cpu", found)
+
+
+def numerics_checks(torch: Torch) -> Iterator[Check]:
+    """Which precisions are native, and which promises about bits hold here."""
+    if torch.native:
+        native, emulated = (
+            [name for name, is_so in torch.native.items() if is_so is wanted] for wanted in (True, False)
+        )
+        slow = f"; emulated, many times slower: {', '.join(emulated)}" if emulated else ""
+        yield Check("ok", "precision", f"native: {', '.join(native)}{slow}")
+    if torch.exact:
+        exact, rounded = ([name for name, is_so in torch.exact.items() if is_so is wanted] for wanted in (True, False))
+        parts = [
+            f"{how}: {', '.join(names)}" for how, names in (("to the bit", exact), ("to rounding", rounded)) if names
+        ]
+        yield Check("ok", "same text", f"at any load, measured {'; '.join(parts)}; with --compile to rounding")
 
 
 def judged(well: bool, label: str, found: str, fix: str, otherwise: str = "warn") -> Check:

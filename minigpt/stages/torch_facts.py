@@ -27,6 +27,8 @@ class Torch:
     gpus: list[dict[str, Any]] = field(default_factory=list)
     warning: str | None = None  # its complaint about a GPU
     flops: float = 0.0  # operations a second of a large matrix product in `dtype`, measured
+    native: dict[str, bool] = field(default_factory=dict)  # precision → whether the device has it; else it is emulated
+    exact: dict[str, bool] = field(default_factory=dict)  # weights → whether text is the same to the bit at any load
 
 
 def probe() -> Torch:
@@ -51,9 +53,46 @@ def probe() -> Torch:
             gpus=gpus,
             warning=trouble or next((machine.one_line(str(w.message)) for w in said if "CUDA" in str(w.message)), None),
             flops=flops,
+            native=native_precisions(runtime),
+            exact=batch_invariance() if runtime.device.type == "cpu" else {},
         )
     except Exception as e:  # whatever a broken installation raises is the finding
         return Torch(fault=machine.one_line(f"{type(e).__name__}: {e}"))
+
+
+def native_precisions(runtime: Runtime) -> dict[str, bool]:
+    """Each precision and whether the device computes in it."""
+    from minigpt.core.runtime import DTYPES, is_native
+
+    return {name: is_native(dtype, runtime.device) for name, dtype in DTYPES.items()}
+
+
+def batch_invariance() -> dict[str, bool]:
+    """For each kind of weights that a model is asked with, whether products and attention of the 26M model's shapes
+    give a row the same bits whatever is computed beside it, with the padding that the engine gives.
+    """
+    import torch
+
+    from minigpt.core.infer import lean
+    from minigpt.core.infer.batch_invariance import BatchInvariance
+    from minigpt.core.infer.products import FEW_INT8, FP16
+    from minigpt.core.models import folder
+    from minigpt.core.models.decoder import Decoder
+    from minigpt.core.runtime import tolerant_dtype
+
+    cpu = torch.device("cpu")
+    kinds = {str(dtype).removeprefix("torch."): (dtype, lean.pack) for dtype in (torch.float32, tolerant_dtype(cpu))}
+    if FEW_INT8 is not None:
+        kinds["int8"] = torch.float32, lean.int8
+    if FP16 is not None:
+        kinds["fp16"] = torch.float32, lean.fp16
+    shape = folder.create("minimind2-small", 6400, {"num_hidden_layers": 1})
+    found = {}
+    for name, (dtype, lay_out) in kinds.items():
+        model = Decoder(shape).to(dtype)
+        lay_out(model)
+        found[name] = BatchInvariance(model).exact
+    return found
 
 
 def gpu_facts(index: int) -> dict[str, Any]:

@@ -263,6 +263,21 @@ def test_gpu_that_runs_but_not_with_this_torch():
     assert (complained.status, complained.found) == ("warn", "sm_50 is not compatible")
 
 
+def test_numerics():
+    """What is emulated and what holds only to rounding is named; a GPU promises no bits, and has no such row."""
+    torch = Torch(native={"float32": True, "bfloat16": False}, exact={"float32": True, "fp16": False})
+    [precision, text] = doctor.numerics_checks(torch)
+    assert precision.found == "native: float32; emulated, many times slower: bfloat16"
+    assert text.found == "at any load, measured to the bit: float32; to rounding: fp16; with --compile to rounding"
+    assert [check.label for check in doctor.numerics_checks(Torch(native={"float32": True}))] == ["precision"]
+
+
+def test_numerics_are_measured():
+    """Of this machine: float32 is native, and what is said of bits is a yes or a no for each kind of weights."""
+    found = torch_facts.batch_invariance()
+    assert {"float32"} <= set(found) <= {"float32", "bfloat16", "int8", "fp16"}
+
+
 def test_cpu():
     """As many threads as cores is fine; more crowd them, as in a container with a quota."""
     cpu = Cpu("Some CPU", ("avx512_bf16",))

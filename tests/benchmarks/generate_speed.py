@@ -52,6 +52,9 @@ def ours(rows: int, dtype: str = "float32", quant: str = "", **more: bool) -> Bl
 HF, CPP = "transformers", "llama.cpp"
 # ours, theirs, the ratio to reach
 ON_CPU = [
+    (ours(1), Block(HF, 1), 1.0),
+    (ours(8), Block(HF, 8), 1.0),
+    (ours(32), Block(HF, 32), 1.0),
     (ours(1, "bfloat16"), Block(HF, 1, "bfloat16"), 2.5),
     (ours(1, quant="fp16"), Block(HF, 1, "bfloat16"), 2.5),
     (ours(1, quant="fp16", compile=True), Block(HF, 1, "bfloat16"), 2.5),

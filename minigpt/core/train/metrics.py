@@ -99,6 +99,12 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def counted(number: float, noun: str) -> str:
+    """1 epoch, 2.5 epochs, 1,200 steps."""
+    figure = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+    return f"{figure} {noun}{'s' * (figure != '1')}"
+
+
 def spell_time(seconds: float) -> str:
     """207 → 3:27, 4000 → 1:06:40."""
     whole = round(seconds)

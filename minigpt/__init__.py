@@ -41,9 +41,10 @@ def load(
     Raises the errors of `minigpt.core.errors`: what is missing, damaged, or not supported.
     """
     from minigpt.core.convert.open import open_model
+    from minigpt.core.groups import precision
     from minigpt.core.infer.model import load as load_folder
 
-    return load_folder(open_model(path).path, device, dtype, quant, rope_scaling, compile)
+    return load_folder(open_model(path).path, device, precision(dtype), quant, rope_scaling, compile)
 
 
 def train(stage: str, report: Report | None = None, **options: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import minigpt
 from minigpt.cli import flags, launch
 from minigpt.cli.console import Console, OutputClosed
 from minigpt.cli.flags import HelpRequested, Request
-from minigpt.core.config import dump, values
+from minigpt.core.config import REPLACED, dump, options, values
 from minigpt.core.errors import (
     Aborted,
     DataError,
@@ -113,6 +113,9 @@ def _run(request: Request, words: list[str], console: Console) -> int:
         skip = {f.name for f in fields(CommonConfig)}
         console.page(dump(config, origins, everything=True, skip=skip).rstrip("\n"))
         return Exit.OK
+    for option in options(request.command.config):
+        if f", {REPLACED}" in (origin := origins[option.name]):
+            console.note("unused", f"{option.flag} ({origin})")
     if launch.wanted(asked):
         from minigpt.stages.opening import first_look
 

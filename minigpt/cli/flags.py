@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from minigpt.core.config import Layer, Option, build, coerce, env_layer, env_prefix, options, yaml_layer
+from minigpt.core.config import Layer, Option, build, coerce, env_layer, env_prefix, options, replaced, yaml_layer
 from minigpt.core.errors import UsageError
 from minigpt.core.report import Context, Result
 from minigpt.stages import STAGES, Verb
@@ -242,7 +242,7 @@ def resolve(request: Request, environ: Mapping[str, str] | None = None) -> tuple
     layers = [Layer("flag", request.flags), env_layer(command.config, command.name, environ)]
     files: list[str] = next((layer.values["config"] for layer in layers if "config" in layer.values), [])
     layers += [yaml_layer(path) for path in reversed(files)]
-    if "size" in known and (preset := _preset(known, layers)):
+    if "size" in known and "size" not in replaced(known, layers) and (preset := _preset(known, layers)):
         layers.append(preset)
     try:
         return build(command.config, layers)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minigpt.core.config import Layer, build, options, yaml_layer
+from minigpt.core.config import REPLACED, Layer, build, options, spelled, yaml_layer
 from minigpt.core.errors import UsageError
 from minigpt.core.train.run import default_out, is_run
 
@@ -75,17 +75,19 @@ def merge(cfg: T, origins: Mapping[str, str], run: Path, allow_changes: bool) ->
         return cfg, dict(origins), []
     saved = yaml_layer(saved_path)
     given = {
-        o.name: value_of(cfg, o.path)
+        o.name: spelled(o, value_of(cfg, o.path))
         for o in options(type(cfg))
-        if origins.get(o.name, "default") != "default" and not origins[o.name].startswith("preset:")
+        if (origin := origins.get(o.name, "default")) != "default"
+        and not origin.startswith("preset:")
+        and REPLACED not in origin
     }
     merged, merged_origins = build(type(cfg), [Layer("command line", given), saved])
     before, _ = build(type(cfg), [saved])
     changes, refused = [], []
     for o in options(type(cfg)):
         old, new = value_of(before, o.path), value_of(merged, o.path)
-        if old == new or o.name in FREE:
-            continue
+        if old == new or o.name in FREE or REPLACED in merged_origins[o.name]:
+            continue  # what replaces an option is told itself
         line = f"{o.flag}: {old} → {new}"
         changes.append(line)
         if o.name not in TOLD:
@@ -96,18 +98,7 @@ def merge(cfg: T, origins: Mapping[str, str], run: Path, allow_changes: bool) ->
             found="; ".join(refused),
             fix="leave these options away, start a new run with another --out, or pass --allow-changes",
         )
-    _one_length(merged, given)
     return merged, merged_origins, changes
-
-
-def _one_length(cfg: Any, given: Mapping[str, Any]) -> None:
-    """--steps, --tokens and --epochs name one thing: the one given now replaces the one saved."""
-    if "steps" in given:
-        cfg.train.tokens = None
-    elif "tokens" in given or "epochs" in given:
-        cfg.train.steps = None
-        if "epochs" in given and "tokens" not in given:
-            cfg.train.tokens = None
 
 
 def value_of(cfg: Any, path: tuple[str, ...]) -> Any:

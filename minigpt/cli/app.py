@@ -109,6 +109,10 @@ def _run(request: Request, words: list[str], console: Console) -> int:
     asked = values(config)
     console.configure(json=asked["json"], quiet=asked["quiet"], verbose=asked["verbose"])
     if asked["show_config"]:
+        if asked.get("resume"):
+            from minigpt.stages.opening import resumed
+
+            config, origins = resumed(request.command.name, config, origins)
         console.json = False  # the page is YAML, whatever else was asked for
         skip = {f.name for f in fields(CommonConfig)}
         console.page(dump(config, origins, everything=True, skip=skip).rstrip("\n"))

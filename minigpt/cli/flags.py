@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from minigpt.core.config import Layer, Option, build, coerce, env_layer, env_prefix, options, replaced, yaml_layer
 from minigpt.core.errors import UsageError
+from minigpt.core.files import quoted
 from minigpt.core.report import Context, Result
 from minigpt.stages import STAGES, Verb
 
@@ -256,7 +257,7 @@ def _extra_hint(request: Request) -> str:
     """Most stray words are data given without its flag."""
     flags = {o.name for o in options(request.command.config)}
     if "data" in flags:
-        return f"data is given as -d {request.extra[0]}; all flags: minigpt {request.command.name} --help"
+        return f"data is given as -d {quoted(request.extra[0])}; all flags: minigpt {request.command.name} --help"
     return f"see minigpt {request.command.name} --help"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from minigpt.core.errors import OutOfMemory
+from minigpt.core.files import quoted
 from minigpt.core.models.flops import mean_context, peak_flops, train_flops
 from minigpt.core.train.memory import Estimate, estimate
 from minigpt.core.train.metrics import counted, short
@@ -107,7 +108,7 @@ def out_of_memory(session: Session, e: BaseException) -> OutOfMemory:
     return OutOfMemory(
         f"out of memory with {rows} row{'s' * (rows != 1)} of {length:,} tokens at once: a step needs {need.line()}",
         found=_asked(e),
-        fix=f"continue with {smaller} and --resume {session.path}"
+        fix=f"continue with {smaller} and --resume {quoted(session.path)}"
         if (session.path / "latest").exists()
         else f"try {smaller}",
     )

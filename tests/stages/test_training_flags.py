@@ -389,7 +389,7 @@ def test_a_refused_resume_touches_nothing(train, home, tmp_path):
     data.write_text(data.read_text() + '{"text": "new"}\n')
     for target in (run, run / "step-0000002"):
         code, _, err = run_cli("pretrain", "--resume", target, "--steps", "6")
-        assert code == 2 and "data" in err
+        assert code == 2 and f"data ({data})" in err and "had 120 rows and has 121" in err
     assert state() == before
     data.write_text((home / "a.jsonl").read_text())
     assert run_cli("pretrain", "--resume", run)[0] == 0

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from minigpt.core import runtime as rt
 from minigpt.core.data.batch import Batch
 from minigpt.core.errors import DataError, Diverged, Stopped, is_out_of_memory
-from minigpt.core.files import write_atomic
+from minigpt.core.files import quoted, write_atomic
 from minigpt.core.report import Progress, Report
 from minigpt.core.train import checkpoint, guard
 from minigpt.core.train.losses import Step
@@ -396,5 +396,5 @@ class Trainer:
         raise Stopped(
             f"stopped by {stop.reason or 'a signal to another process'} after step {c.step:,} of "
             f"{self.pace.total:,}; saved {checkpoint.step_dir(self.run.path, c.step)}",
-            fix=f"go on with --resume {self.run.path}",
+            fix=f"go on with --resume {quoted(self.run.path)}",
         )

@@ -8,10 +8,11 @@ print(minigpt.Engine(model).complete("春風"))
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from minigpt.core.infer.engine import Engine as Engine
     from minigpt.core.infer.model import Model as Model
     from minigpt.core.report import Report

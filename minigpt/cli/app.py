@@ -99,6 +99,8 @@ def _dispatch(words: list[str], console: Console) -> int:
     if parsed == "version":
         console.finish(_version(), 0.0)
         return Exit.OK
+    if parsed == Exit.ABORTED:  # typer's answer to a KeyboardInterrupt, which is told as any other one
+        raise KeyboardInterrupt
     if not isinstance(parsed, Request):  # shell completion, or an exit code of typer's own
         return parsed if isinstance(parsed, int) else Exit.OK
     return _run(parsed, words, console)

@@ -216,7 +216,7 @@ def test_any_output_encoding_works():
 
 
 def test_show_config_of_a_resumed_run_is_the_runs_own(tmp_path):
-    """With --resume the run's options and where they come from are shown, as the run would use them; nothing changes."""
+    """With --resume the run's options and where they come from are shown; nothing changes."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text('lr: 0.005\nsize: "1m"\nepochs: 4.0\ndata: ["a.jsonl"]\n')

@@ -23,15 +23,17 @@ class Interrupts:
     """The answer to Ctrl-C wherever no stage has its own: KeyboardInterrupt, as soon as that does no harm."""
 
     def __init__(self) -> None:
+        self.begun = False  # the program is there; until then nothing has to be put back
         self.waiting = False  # for an import to end
         self.own = False  # the next signal is sent by ourselves
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         own, self.own = self.own, False
-        if not importing(frame):
+        if self.begun and not importing(frame):
             self.waiting = False
             raise KeyboardInterrupt
-        if self.waiting and not own and "RANK" not in os.environ:  # a launcher hands on what reached all processes
+        again = self.waiting and not own and "RANK" not in os.environ  # a launcher hands on what reached all processes
+        if again or not self.begun:
             tell()
             os._exit(ABORTED)
         if own or not self.waiting:
@@ -62,11 +64,13 @@ def tell() -> None:
 
 def main() -> int:
     """Run the command line. Returns its exit code."""
+    answer = Interrupts()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, and stays so
-        signal.signal(signal.SIGINT, Interrupts())
+        signal.signal(signal.SIGINT, answer)
     try:
         from minigpt.cli.app import main as run
 
+        answer.begun = True
         return run()
     except KeyboardInterrupt:  # before or after the place where faults are told
         tell()

@@ -49,7 +49,8 @@ def test_an_interrupt_while_modules_are_imported(module, command, tmp_path):
     out = tmp_path / "run"
     args = ["-d", "sample:text", "--size", "1m", "-o", str(out)] if command == "pretrain" else []
     code, stdout, said = interrupted_at(module, [command, *args], tmp_path / "cache")
-    assert (code, stdout) == (Exit.ABORTED, "") and said.endswith(TOLD) and "Traceback" not in said, said
+    assert code == Exit.ABORTED and said.endswith(TOLD) and "Traceback" not in said, said
+    assert stdout == "" or command == "doctor"  # which prints what it knows already
     assert not out.exists() or [p.name for p in out.iterdir() if p.name != ".lock"] == []
 
 
@@ -72,6 +73,7 @@ def test_a_second_interrupt_does_not_wait(monkeypatch):
     monkeypatch.setattr(program._thread, "start_new_thread", lambda look, given: looks.append(given))
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
     answer = program.Interrupts()
+    answer.begun = True
     answer(signal.SIGINT, None)
     answer.own = True
     answer(signal.SIGINT, None)

@@ -8,10 +8,11 @@ print(minigpt.Engine(model).complete("春風"))
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from minigpt.core.infer.engine import Engine as Engine
     from minigpt.core.infer.model import Model as Model
     from minigpt.core.report import Report
@@ -41,9 +42,10 @@ def load(
     Raises the errors of `minigpt.core.errors`: what is missing, damaged, or not supported.
     """
     from minigpt.core.convert.open import open_model
+    from minigpt.core.groups import precision
     from minigpt.core.infer.model import load as load_folder
 
-    return load_folder(open_model(path).path, device, dtype, quant, rope_scaling, compile)
+    return load_folder(open_model(path).path, device, precision(dtype), quant, rope_scaling, compile)
 
 
 def train(stage: str, report: Report | None = None, **options: Any) -> dict[str, Any]:

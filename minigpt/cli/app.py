@@ -23,7 +23,7 @@ import minigpt
 from minigpt.cli import flags, launch
 from minigpt.cli.console import Console, OutputClosed
 from minigpt.cli.flags import HelpRequested, Request
-from minigpt.core.config import dump, values
+from minigpt.core.config import REPLACED, dump, options, values
 from minigpt.core.errors import (
     Aborted,
     DataError,
@@ -99,6 +99,8 @@ def _dispatch(words: list[str], console: Console) -> int:
     if parsed == "version":
         console.finish(_version(), 0.0)
         return Exit.OK
+    if parsed == Exit.ABORTED:  # typer's answer to a KeyboardInterrupt, which is told as any other one
+        raise KeyboardInterrupt
     if not isinstance(parsed, Request):  # shell completion, or an exit code of typer's own
         return parsed if isinstance(parsed, int) else Exit.OK
     return _run(parsed, words, console)
@@ -109,10 +111,17 @@ def _run(request: Request, words: list[str], console: Console) -> int:
     asked = values(config)
     console.configure(json=asked["json"], quiet=asked["quiet"], verbose=asked["verbose"])
     if asked["show_config"]:
+        if asked.get("resume"):
+            from minigpt.stages.opening import resumed
+
+            config, origins = resumed(request.command.name, config, origins)
         console.json = False  # the page is YAML, whatever else was asked for
         skip = {f.name for f in fields(CommonConfig)}
         console.page(dump(config, origins, everything=True, skip=skip).rstrip("\n"))
         return Exit.OK
+    for option in options(request.command.config):
+        if f", {REPLACED}" in (origin := origins[option.name]):
+            console.note("unused", f"{option.flag} ({origin})")
     if launch.wanted(asked):
         from minigpt.stages.opening import first_look
 

@@ -17,8 +17,9 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from minigpt.core.config import Layer, Option, build, coerce, env_layer, env_prefix, options, yaml_layer
+from minigpt.core.config import Layer, Option, build, coerce, env_layer, env_prefix, options, replaced, yaml_layer
 from minigpt.core.errors import UsageError
+from minigpt.core.files import quoted
 from minigpt.core.report import Context, Result
 from minigpt.stages import STAGES, Verb
 
@@ -242,7 +243,7 @@ def resolve(request: Request, environ: Mapping[str, str] | None = None) -> tuple
     layers = [Layer("flag", request.flags), env_layer(command.config, command.name, environ)]
     files: list[str] = next((layer.values["config"] for layer in layers if "config" in layer.values), [])
     layers += [yaml_layer(path) for path in reversed(files)]
-    if "size" in known and (preset := _preset(known, layers)):
+    if "size" in known and "size" not in replaced(known, layers) and (preset := _preset(known, layers)):
         layers.append(preset)
     try:
         return build(command.config, layers)
@@ -256,7 +257,7 @@ def _extra_hint(request: Request) -> str:
     """Most stray words are data given without its flag."""
     flags = {o.name for o in options(request.command.config)}
     if "data" in flags:
-        return f"data is given as -d {request.extra[0]}; all flags: minigpt {request.command.name} --help"
+        return f"data is given as -d {quoted(request.extra[0])}; all flags: minigpt {request.command.name} --help"
     return f"see minigpt {request.command.name} --help"
 
 

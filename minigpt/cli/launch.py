@@ -21,10 +21,10 @@ from typing import Any
 
 from minigpt.core.errors import Aborted, Exit, MissingError, RankLost, UsageError
 from minigpt.core.machine import cores
+from minigpt.core.train.signals import STOPPING, heeded
 
 REGISTER = "MINIGPT_LAUNCH"  # directory in which every process leaves its number
 MEETING = 600  # seconds that a machine waits for the others to come
-FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def wanted(asked: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> bool:
@@ -150,7 +150,7 @@ def _handing_on(folder: Path) -> Iterator[set[int]]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
-    before = {number: signal.signal(number, hand_on) for number in FORWARDED}
+    before = {number: signal.signal(number, hand_on) for number in heeded(STOPPING)}
     try:
         yield handed_on
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 from minigpt.cli.console import Console
 from minigpt.cli.flags import Command, stage_commands
 from minigpt.cli.help import argument, default_text, metavar, missing_choices, names, usage
-from minigpt.core.config import PANELS, Option, env_prefix, options
+from minigpt.core.config import PANELS, Option, bounds, env_prefix, options
 from minigpt.core.errors import CheckFailed, Exit, MinigptError, UsageError
 from minigpt.core.files import write_atomic
 from minigpt.stages import STAGES
@@ -27,7 +27,7 @@ EXIT_MEANING = {
     Exit.DATA: "Data, a checkpoint or the disk. The message names the file, and the line where there is one.",
     Exit.MISSING: "A package or hardware that is not here, or a lost process. The message says what to do.",
     Exit.OUT_OF_MEMORY: "Out of memory.",
-    Exit.DIVERGED: "The loss is no longer a number. The last good checkpoint stands.",
+    Exit.DIVERGED: "The loss or its gradient is no longer a number. The last good checkpoint stands.",
     Exit.CHECK_FAILED: "A check found something, such as bad rows in `data check`.",
     Exit.STOPPED: "Stopped early by a signal or `--max-time`. A checkpoint is saved; go on with `--resume`.",
     Exit.ABORTED: "Stopped at once by Ctrl-C. While training that takes two; the newest saved step stands.",
@@ -42,6 +42,9 @@ Every value of an option comes from the first of these that has it:
 3. the YAML files given with `--config`, the last one first;
 4. the `--size` preset;
 5. the default.
+
+Of two options that say the same thing in two ways, such as `--steps` and `--epochs`, the stronger source's one replaces
+the other; both in one source are refused.
 
 `--show-config` prints the result with the origin of each value. It is a file that `--config` reads.
 
@@ -103,18 +106,9 @@ def _command(command: Command, heading: str) -> Iterator[str]:
 
 def _row(option: Option) -> str:
     flag = argument(option) if option.meta["argument"] else f"{names(option)} {metavar(option)}".strip()
-    meaning = [option.meta["help"], missing_choices(option), _bounds(option)]
+    meaning = [option.meta["help"], missing_choices(option), bounds(option)]
     cells = [f"`{flag}`", default_text(option), "; ".join(filter(None, meaning))]
     return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
-
-
-def _bounds(option: Option) -> str:
-    low, high = option.meta["low"], option.meta["high"]
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f"at least {low:g}"
-    return f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
 
 
 def exit_codes_page() -> str:

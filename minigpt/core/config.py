@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import re
 import types
@@ -36,6 +37,9 @@ def opt(
     choices: Sequence[str] | None = None,
     low: float | None = None,
     high: float | None = None,
+    above: float | None = None,
+    auto: bool = False,
+    instead_of: Sequence[str] = (),
     metavar: str | None = None,
     shown: str | None = None,
     advanced: bool = False,
@@ -47,7 +51,9 @@ def opt(
 
     default: value when nobody sets it; a list default makes the flag repeatable.
     shown: what help shows as the default when the value itself says little ("auto by size").
-    low, high: inclusive bounds of a number.
+    low, high: inclusive bounds of a number.  above: a bound that is itself left out.
+    auto: the word `auto` is a value too, held as 0.
+    instead_of: names of options that say the same thing in another way: of such two, one may be given.
     advanced: only in --help-all.  save: stored in a run's config.yaml.
     parse: text or YAML value → field value; raises ValueError with a plain sentence.
     argument: a positional argument of the command line instead of a flag.
@@ -59,6 +65,9 @@ def opt(
         "choices": tuple(choices) if choices else None,
         "low": low,
         "high": high,
+        "above": above,
+        "auto": auto,
+        "instead_of": tuple(instead_of),
         "metavar": metavar,
         "shown": shown,
         "advanced": advanced,
@@ -166,11 +175,15 @@ def coerce(option: Option, value: Any, origin: str) -> Any:
 
 def _scalar(option: Option, value: Any, origin: str) -> Any:
     meta = option.meta
+    if meta["auto"] and value == "auto":
+        return 0
     try:
         result = meta["parse"](value) if meta["parse"] else _convert(option.type, value)
+        if isinstance(result, float) and not math.isfinite(result):
+            raise ValueError
     except (ValueError, TypeError) as e:
-        said = str(e)
-        plain = said if said.startswith("is ") else f"is not {_ARTICLE.get(option.type, 'valid')}"
+        said, kind = str(e), _ARTICLE.get(option.type, "valid")
+        plain = said if said.startswith("is ") else f"is neither {kind} nor auto" if meta["auto"] else f"is not {kind}"
         raise UsageError(f"{origin} {plain}", found=repr(value)) from None
     if meta["choices"] and result not in meta["choices"]:
         near = difflib.get_close_matches(str(result), meta["choices"], n=1)
@@ -178,13 +191,29 @@ def _scalar(option: Option, value: Any, origin: str) -> Any:
         raise UsageError(
             f"{origin} is not one of the choices", found=str(result), fix=f"{hint}choose {', '.join(meta['choices'])}"
         )
-    low, high = meta["low"], meta["high"]
+    low, high, above = meta["low"], meta["high"], meta["above"]
     if not isinstance(result, (int, float)):
         return result
-    if (low is not None and result < low) or (high is not None and result > high):
-        bounds = f"at least {low:g}" if high is None else f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
-        raise UsageError(f"{origin} is out of range", found=str(value), fix=f"{option.flag} takes {bounds}")
+    if (
+        (low is not None and result < low)
+        or (high is not None and result > high)
+        or (above is not None and result <= above)
+    ):
+        also = ", or auto" if meta["auto"] else ""
+        raise UsageError(
+            f"{origin} is out of range", found=str(value), fix=f"{option.flag} takes {bounds(option)}{also}"
+        )
     return result
+
+
+def bounds(option: Option) -> str:
+    """The range of a number in words; empty when it has none."""
+    low, high, above = option.meta["low"], option.meta["high"], option.meta["above"]
+    if above is not None:
+        return f"more than {above:g}" + (f", at most {high:g}" if high is not None else "")
+    if low is None or high is None:
+        return f"at least {low:g}" if low is not None else f"at most {high:g}" if high is not None else ""
+    return f"{low:g} to {high:g}"
 
 
 _ARTICLE = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -224,6 +253,7 @@ class Layer:
 
     origin: str  # flag, env, a file name, preset:1m
     values: Mapping[str, Any]  # option name → raw value
+    file: bool = False  # which may list defaults too, as a run's config.yaml does
 
 
 def build(cls: type[T], layers: Sequence[Layer]) -> tuple[T, dict[str, str]]:
@@ -231,9 +261,14 @@ def build(cls: type[T], layers: Sequence[Layer]) -> tuple[T, dict[str, str]]:
     known = {o.name: o for o in options(cls)}
     origins: dict[str, str] = {}
     chosen: dict[tuple[str, ...], Any] = {}
+    others = replaced(known, layers)
     for name, option in known.items():
         origins[name] = "default"
         chosen[option.path] = list(option.default) if option.many and option.default else option.default
+        if name in others:
+            origins[name] = others[name]
+            chosen[option.path] = None if option.optional else option.default
+            continue
         for layer in layers:
             if name in layer.values:
                 chosen[option.path] = coerce(option, layer.values[name], _place(layer, option))
@@ -246,6 +281,45 @@ def build(cls: type[T], layers: Sequence[Layer]) -> tuple[T, dict[str, str]]:
             if key not in known:
                 raise unknown_key(key, known, layer.origin)
     return _assemble(cls, (), chosen), origins
+
+
+REPLACED = "replaced by "
+
+
+def replaced(known: Mapping[str, Option], layers: Sequence[Layer]) -> dict[str, str]:
+    """Options in whose place another one is given, and the origin that says so: `--steps` for `--epochs`.
+
+    layers: strongest first. A stronger layer's option replaces a weaker one's, anything given replaces a default or
+    a preset. UsageError when both are given in one layer.
+    """
+    ranks = {name: rank for name, option in known.items() if (rank := _rank(option, layers)) is not None}
+    result: dict[str, str] = {}
+    for option in known.values():
+        for rival in [known[name] for name in option.meta["instead_of"] if name in known]:
+            mine, theirs = ranks.get(option.name, len(layers)), ranks.get(rival.name, len(layers))
+            if mine == theirs < len(layers):
+                layer = layers[mine]
+                raise UsageError(
+                    f"{_place(layer, option)} and {_place(layer, rival)} exclude each other",
+                    found=f"{layer.values[option.name]}, {layer.values[rival.name]}",
+                    fix="leave one of them away",
+                )
+            if mine != theirs:
+                winner, loser, rank = (option, rival, theirs) if mine < theirs else (rival, option, mine)
+                if rank < len(layers) or loser.default is not None:
+                    origin = f"{layers[rank].origin}, " if rank < len(layers) else ""
+                    result.setdefault(loser.name, f"{origin}{REPLACED}{winner.flag}")
+    return result
+
+
+def _rank(option: Option, layers: Sequence[Layer]) -> int | None:
+    """Which layer, the strongest being 0, gives an option; None for a default or a preset."""
+    for rank, layer in enumerate(layers):
+        value = layer.values.get(option.name)
+        if value is None or layer.origin.startswith("preset:") or (layer.file and value == option.default):
+            continue
+        return rank
+    return None
 
 
 def _place(layer: Layer, option: Option) -> str:
@@ -271,6 +345,11 @@ def values(config: Any) -> dict[str, Any]:
             value = getattr(value, part)
         result[option.name] = value
     return result
+
+
+def spelled(option: Option, value: Any) -> Any:
+    """A value as `coerce` reads it."""
+    return "auto" if option.meta["auto"] and value == 0 else value
 
 
 def unknown_key(key: str, known: Mapping[str, Any] | Sequence[str], origin: str) -> UsageError:
@@ -323,7 +402,7 @@ def yaml_layer(path: str | Path) -> Layer:
             raise UsageError(f"{path} sets `{name}`, which only the command line can", fix=f"remove `{name}`")
     if isinstance(nested := values.get("set"), dict):  # `set: {model.num_hidden_layers: 4}` reads better than a list
         values["set"] = [f"{k}={json.dumps(v)}" for k, v in _flatten(nested)]
-    return Layer(str(path), values)
+    return Layer(str(path), values, file=True)
 
 
 def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -361,7 +440,7 @@ def dump(config: Any, origins: Mapping[str, str], *, everything: bool = False, s
     for option in options(type(config)):
         if option.name in skip or not (everything or option.meta["save"]):
             continue
-        value = current[option.name]
+        value = spelled(option, current[option.name])
         origin = " ".join(origins.get(option.name, "default").split())
         lines.append(f"{option.name}: {_yaml_text(value)}  # {_yaml_text(origin)[1:-1]}")
     return "\n".join(lines) + "\n"

@@ -74,7 +74,7 @@ class OutOfMemory(MinigptError):
 
 
 class Diverged(MinigptError):
-    """The loss is no longer a number."""
+    """The loss or its gradient is no longer a number."""
 
     code = Exit.DIVERGED
     kind = "diverged"

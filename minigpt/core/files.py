@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import tempfile
@@ -35,6 +36,12 @@ def without_bom(raw: bytes) -> bytes:
 def is_blank(raw: bytes) -> bool:
     """Whether UTF-8 text shows nothing: spaces of any script, line ends and byte-order marks alone."""
     return _BLANK.fullmatch(raw) is not None
+
+
+def quoted(path: str | Path) -> str:
+    """A path as a shell takes it, for commands that are suggested; letters of any script need no quotes."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w@%+=:,./-]+", text) else shlex.quote(text)
 
 
 def sha256(path: Path) -> str:

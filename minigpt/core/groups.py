@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt.core.config import duration, number, opt
+from minigpt.core.config import duration, opt
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def split_docs_option(**more: Any) -> Any:
@@ -35,17 +35,9 @@ def fill_option(**more: Any) -> Any:
     )
 
 
-def number_or_auto(value: Any) -> int:
-    """A whole number; `auto` is 0."""
-    if value == "auto":
-        return 0
-    try:
-        found = number(str(value))
-    except ValueError:
-        found = math.nan
-    if not found.is_integer():
-        raise ValueError("is neither a whole number nor auto")
-    return int(found)
+def precision(value: Any) -> str:
+    """The name of a number type as torch has it: fp32, bf16 and fp16 are short for float32, bfloat16 and float16."""
+    return PRECISIONS.get(str(value).lower(), str(value))
 
 
 def meeting_point(value: Any) -> str:
@@ -79,7 +71,11 @@ class DeviceConfig:
 
     device: str = opt("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = opt(
-        "auto", "precision of the forward pass; auto = bfloat16 where it is native", choices=DTYPES, advanced=True
+        "auto",
+        "precision of the forward pass; auto = bfloat16 where it is native",
+        choices=DTYPES,
+        parse=precision,
+        advanced=True,
     )
     seed: int = opt(42, "seed of weights, data order and sampling", low=0)
 
@@ -132,7 +128,7 @@ class OptimConfig:
     """How the weights move."""
 
     lr: float | None = opt(
-        None, "peak learning rate", panel="Optimisation", low=0.0, high=1e38, shown="auto by size and stage"
+        None, "peak learning rate", panel="Optimisation", above=0.0, high=1e38, shown="auto by size and stage"
     )
     schedule: str = opt(
         "wsd",
@@ -187,25 +183,41 @@ class TrainConfig:
     allow_changes: bool = opt(
         False, "resume although model, data, seed or batch differ", panel="Run", save=False, advanced=True
     )
-    epochs: float = opt(1.0, "passes over the data", panel="Optimisation", low=0.0)
+    epochs: float | None = opt(1.0, "passes over the data", panel="Optimisation", above=0.0)
     steps: int | None = opt(
-        None, "optimizer steps, instead of --epochs", panel="Optimisation", low=1, shown="from --epochs"
+        None,
+        "optimizer steps, instead of --epochs",
+        panel="Optimisation",
+        low=1,
+        shown="from --epochs",
+        instead_of=("epochs", "tokens"),
     )
-    tokens: int | None = opt(None, "token budget, instead of --epochs (10M, 1G)", panel="Optimisation", low=1)
+    tokens: int | None = opt(
+        None,
+        "token budget, instead of --epochs (10M, 1G)",
+        panel="Optimisation",
+        low=1,
+        instead_of=("epochs",),
+    )
     batch_size: int | None = opt(
         None,
         "rows a device computes at once; auto = the fastest",
         panel="Optimisation",
-        low=0,
+        low=1,
+        auto=True,
         metavar="N|auto",
-        parse=number_or_auto,
         shown="by --max-len",
     )
     batch_tokens: int | None = opt(
         None, "tokens an optimizer step, over all devices", panel="Optimisation", low=1, shown="auto by size and stage"
     )
     max_time: float | None = opt(
-        None, "stop after this long (90s, 10m, 2h), saved and resumable", panel="Run", parse=duration, save=False
+        None,
+        "stop after this long (90s, 10m, 2h), saved and resumable",
+        panel="Run",
+        above=0.0,
+        parse=duration,
+        save=False,
     )
     save_every: int | None = opt(None, "steps between checkpoints", panel="Run", low=1, shown="10 a run")
     keep: int = opt(3, "checkpoints kept, besides the best", panel="Run", low=1, advanced=True)
@@ -231,14 +243,16 @@ class TrainConfig:
         advanced=True,
     )
     compile: bool = opt(False, "torch.compile the model (pays on CUDA)", panel="Run", advanced=True)
-    dry_run: bool = opt(False, "show options, first row, memory and time, and stop", panel="Run", save=False)
+    dry_run: bool = opt(
+        False, "show the first row, memory and time, and stop; with -v also every option", panel="Run", save=False
+    )
     nproc: int = opt(
         1,
         "processes on this machine; auto = one for each GPU",
         panel="Run",
-        low=0,
+        low=1,
+        auto=True,
         metavar="N|auto",
-        parse=number_or_auto,
         save=False,
     )
     nnodes: int = opt(1, "machines; start the same command on each", panel="Scale", low=1, advanced=True, save=False)

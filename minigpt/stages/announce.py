@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from minigpt.core.errors import OutOfMemory
+from minigpt.core.files import quoted
 from minigpt.core.models.flops import mean_context, peak_flops, train_flops
 from minigpt.core.train.memory import Estimate, estimate
-from minigpt.core.train.metrics import short
+from minigpt.core.train.metrics import counted, short
+from minigpt.core.train.schedule import Schedule
 
 if TYPE_CHECKING:
     from minigpt.core.data.batch import Batch
@@ -40,16 +42,22 @@ def plan(session: Session) -> None:
     shape = cfg.optim.schedule.upper() if cfg.optim.schedule == "wsd" else cfg.optim.schedule
     s.report.note(
         "plan",
-        f"{seen:.3g} epochs = {p.total:,} steps × {p.rows_per_step * cfg.data.max_len:,} tokens"
-        f" · {OPTIMIZERS[cfg.optim.optimizer]} lr {cfg.optim.lr:g}, {shape}",
+        f"{counted(seen, 'epoch')} = {counted(p.total, 'step')} × {p.rows_per_step * cfg.data.max_len:,} tokens"
+        f" · {OPTIMIZERS[cfg.optim.optimizer]} lr {cfg.optim.lr:g}, {shape}: {course(p.schedule)}",
     )
     memory(s)
     s.report.detail(f"store  {s.corpus.store.path}")
     s.report.detail(f"model  {json.dumps(s.model.config.to_hf())}")
     s.report.detail(
-        f"pace   {p.micro_rows} of {p.rows_per_step} rows at once · warm-up {p.schedule.warmup_steps} steps"
-        f" · way down from step {p.schedule.decay_start} · eval every {p.pace.eval}, save every {p.pace.save}"
+        f"pace   {p.micro_rows} of {p.rows_per_step} rows at once · eval every {p.pace.eval}, save every {p.pace.save}"
     )
+
+
+def course(schedule: Schedule) -> str:
+    """When the learning rate rises and falls, in steps."""
+    falls = f"decay from step {schedule.decay_start:,}" if schedule.decay_start < schedule.total else "no decay"
+    rises = f"warm-up {counted(schedule.warmup_steps, 'step')}" if schedule.warmup_steps else "no warm-up"
+    return f"{rises}, {falls}"
 
 
 def memory(session: Session) -> None:
@@ -100,7 +108,7 @@ def out_of_memory(session: Session, e: BaseException) -> OutOfMemory:
     return OutOfMemory(
         f"out of memory with {rows} row{'s' * (rows != 1)} of {length:,} tokens at once: a step needs {need.line()}",
         found=_asked(e),
-        fix=f"continue with {smaller} and --resume {session.path}"
+        fix=f"continue with {smaller} and --resume {quoted(session.path)}"
         if (session.path / "latest").exists()
         else f"try {smaller}",
     )

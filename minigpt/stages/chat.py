@@ -10,6 +10,7 @@ from typing import TextIO
 
 from minigpt.core.config import group, opt
 from minigpt.core.errors import MinigptError, UsageError
+from minigpt.core.files import quoted
 from minigpt.core.groups import CommonConfig, DeviceConfig, LoadConfig, SampleConfig
 from minigpt.core.report import Context, Report, Result
 from minigpt.stages.conversation import Conversation
@@ -47,7 +48,7 @@ def run(cfg: Config, context: Context) -> Result:
     if not model.is_chat:
         report.warn(
             f"{model.path} is a base model: it continues your text instead of answering",
-            fix=f"to make it answer: minigpt sft -m {model.path} -d conversations.jsonl",
+            fix=f"to make it answer: minigpt sft -m {quoted(model.path)} -d conversations.jsonl",
         )
     chat = Conversation(Engine(model, rows=1, compile=cfg.load.compile), model, cfg.sample, cfg.device.seed, cfg.system)
     if cfg.tools:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.core.config import assignments, group, opt
 from minigpt.core.errors import UsageError
 from minigpt.core.files import new_dir, new_file
-from minigpt.core.groups import CommonConfig
+from minigpt.core.groups import DTYPES, CommonConfig, precision
 from minigpt.core.report import Context, Report, Result
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Config:
     dtype: str = opt(
         "auto",
         "precision of hf and pth; auto = as it is stored, and float16 for pth",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=DTYPES,
+        parse=precision,
         panel="Output",
     )
     quant: str = opt(

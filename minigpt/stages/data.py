@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import group, opt
 from minigpt.core.errors import CheckFailed, DataError, UsageError
+from minigpt.core.files import quoted
 from minigpt.core.groups import CommonConfig, split_docs_option
 from minigpt.core.report import Context, Report, Result
 from minigpt.stages import Verb
@@ -182,10 +183,10 @@ class Preview:
         report = self.context.report
         report.out(describe(found))
         for finding in bad:
-            report.warn(str(finding), fix=f"minigpt data check {self.source.name}")
+            report.warn(str(finding), fix=f"minigpt data check {quoted(self.source.name)}")
         if not good:
             raise DataError(
-                f"{self.source.name} has no row that can be used", fix=f"minigpt data check {self.source.name}"
+                f"{self.source.name} has no row that can be used", fix=f"minigpt data check {quoted(self.source.name)}"
             )
         tokenizer = self.tokenizer or self._own([record for _, record in good])
         if own is None:
@@ -321,7 +322,9 @@ def demo(cfg: DemoConfig, context: Context) -> Result:
         write_atomic(path, text)
         counts[part] = text.count("\n")
         context.report.note("wrote", f"{path}: {counts[part]:,} rows, {sample.PARTS[part][1]}")
-    context.report.note("next", f"minigpt data preview {paths['chat']}      minigpt pretrain -d {paths['text']}")
+    context.report.note(
+        "next", f"minigpt data preview {quoted(paths['chat'])}      minigpt pretrain -d {quoted(paths['text'])}"
+    )
     return Result(str(out), {"directory": str(out), "rows": counts})
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from minigpt.core.config import group, opt
 from minigpt.core.errors import DataError, MinigptError, UsageError
-from minigpt.core.files import read_json
+from minigpt.core.files import quoted, read_json
 from minigpt.core.groups import CommonConfig
 from minigpt.core.report import Context, Result
 from minigpt.core.train.run import is_run, runs_below, runs_folder
@@ -119,7 +119,7 @@ def describe(path: Path) -> dict[str, Any]:
     raise UsageError(
         f"{path} is nothing that minigpt knows",
         found="looked for run.json, config.json, tokenizer.json, meta.json with tokens.bin, and runs below it",
-        fix=f"data files are shown by: minigpt data preview {path}",
+        fix=f"data files are shown by: minigpt data preview {quoted(path)}",
     )
 
 
@@ -128,7 +128,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         return {"kind": "weights", "path": str(path), "model": weights_facts([path])}
     if path.name == "tokenizer.json":
         return {"kind": "tokenizer", "path": str(path)} | tokenizer_part(path.parent)
-    raise UsageError(f"{path} is a file", fix=f"if it holds data, look at it with: minigpt data preview {path}")
+    raise UsageError(f"{path} is a file", fix=f"if it holds data, look at it with: minigpt data preview {quoted(path)}")
 
 
 # ---------------------------------------------------------------------------------------------- runs

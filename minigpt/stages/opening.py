@@ -28,6 +28,14 @@ def first_look(stage: str, cfg: Any) -> None:
         make(place.path)
 
 
+def resumed(stage: str, cfg: Any, origins: dict[str, str]) -> tuple[Any, dict[str, str]]:
+    """The options that a command with --resume goes on with, and where each came from. Changes nothing."""
+    place = resume.place(stage, cfg.train.out, cfg.train.resume)
+    if not place.resuming:
+        return cfg, origins
+    return resume.merge(cfg, origins, place.path, cfg.train.allow_changes)[:2]
+
+
 def open_run(
     stage: str, cfg: Any, context: Context, world: World, held: ExitStack
 ) -> tuple[Any, dict[str, str], resume.Place, str | None]:

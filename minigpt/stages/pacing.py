@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from minigpt.core.errors import UsageError
@@ -38,6 +38,11 @@ def choose(session: Session) -> Pacing:
     if t.batch_tokens is None:
         t.batch_tokens = suggested_batch(size, rows, max_len, s.job.stage)
         s.origins["batch_tokens"] = "auto"
+    if t.batch_tokens < max_len:
+        raise UsageError(
+            f"--batch-tokens {t.batch_tokens:,} is less than one row of {max_len:,} tokens",
+            fix=f"--batch-tokens takes at least {max_len}, or lower --max-len",
+        )
     rows_per_step = max(1, round(t.batch_tokens / max_len))
     if cfg.optim.lr is None:
         cfg.optim.lr = suggested_lr(size, s.job.stage)
@@ -49,6 +54,7 @@ def choose(session: Session) -> Pacing:
     if _went_back_to_flat(s, total):
         total = _total(s, rows_per_step)
     schedule = Schedule(cfg.optim.lr, total, cfg.optim.schedule, cfg.optim.warmup, cfg.optim.decay, cfg.optim.min_lr)
+    _warn_of_bends(s, schedule)
     cadence = -(-total // 10)  # ten times a run, the last one at its end
     pace = Pace(
         total=total,
@@ -96,10 +102,24 @@ def _went_back_to_flat(s: Session, total: int) -> bool:
     if flat is None or flat >= s.saved.step:
         return False
     if not checkpoint.step_dir(s.path, flat).is_dir():
-        s.report.warn("the last step of the flat part is gone: the learning rate jumps up again")
         return False
     s.saved = checkpoint.load_newest(s.path, s.report, flat)
     return True
+
+
+def _warn_of_bends(s: Session, schedule: Schedule) -> None:
+    """Say so when the learning rate does not go as its flags say, or not on from where it was."""
+    if schedule.bent:
+        s.report.warn(schedule.bent, fix="lower --warmup or --decay, or train for longer")
+    if s.saved is None or schedule.total == s.saved.state["total"]:
+        return
+    if leap := schedule.leap(replace(schedule, total=s.saved.state["total"]), s.saved.step):
+        s.report.warn(
+            f"the learning rate goes from {leap[0]:.3g} to {leap[1]:.3g} at step {s.saved.step:,}: "
+            f"{schedule.shape} over {schedule.total:,} steps is another curve than over {s.saved.state['total']:,}",
+            fix="plan the whole length at the start, or use --schedule wsd, which goes on from its last flat step "
+            "as long as that is kept",
+        )
 
 
 def _probed(s: Session, most: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minigpt.core.config import group, opt
+from minigpt.core.errors import UsageError
 from minigpt.core.groups import CommonConfig, DataConfig, DeviceConfig, OptimConfig, TrainConfig
 from minigpt.core.models.presets import PRESETS
 from minigpt.core.report import Context, Result
@@ -18,7 +19,7 @@ EXAMPLES = (
 
 @dataclass
 class Config:
-    size: str = opt("3m", "model size", panel="Model", choices=tuple(PRESETS))
+    size: str | None = opt("3m", "model size", panel="Model", choices=tuple(PRESETS), instead_of=("model",))
     model: str | None = opt(
         None, "go on from these weights instead of from scratch", short="-m", panel="Model", metavar="PATH"
     )
@@ -28,6 +29,7 @@ class Config:
         panel="Model",
         low=320,
         shown="by corpus, up to 6,400",
+        instead_of=("model", "tokenizer"),
     )
     set: list[str] = opt(
         [], "any key of the new model, as in model.num_hidden_layers=4", panel="Model", metavar="KEY=VALUE"
@@ -41,6 +43,8 @@ class Config:
 
 def run(cfg: Config, context: Context) -> Result:
     """Pretrain. Returns the last step directory, with its losses under `metrics`."""
+    if cfg.size is None and cfg.model is None and cfg.train.resume is None:
+        raise UsageError("pretrain needs a size or a model", fix="name one: --size 3m, or weights with --model")
     from minigpt.stages.supervised import Job, train
 
     return train(Job("pretrain", "text", cfg, context))

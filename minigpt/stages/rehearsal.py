@@ -49,7 +49,7 @@ def first_row(batch: Batch) -> Rendered:
 
 
 def rehearse(session: Session) -> Result:
-    """Show the options, the first row with what is learnt of it, and how long the run would take."""
+    """Show the first row with what is learnt of it, how long the run would take, and with --verbose every option."""
     s, report = session, session.report
     trainer = s.trainer()
     start = trainer.source.state_dict()
@@ -65,8 +65,9 @@ def rehearse(session: Session) -> Result:
         f"({short(tokens / step)} tok/s), validation and saving not counted",
     )
     report.note("peak", f"{s.runtime.memory_gb():.1f} GB in those steps; estimated {need.total / 1e9:.1f} GB")
-    report.out(dump(s.cfg, s.origins).rstrip("\n"))
-    report.out(f"\nthe first row, {len(row.ids):,} tokens; what is learnt is marked:")
+    if s.cfg.common.verbose:
+        report.out(dump(s.cfg, s.origins))
+    report.out(f"the first row, {len(row.ids):,} tokens; what is learnt is marked:")
     report.marked(cut(spans(s.tokenizer, row)))
     facts: dict[str, Any] = {
         "config": values(s.cfg),

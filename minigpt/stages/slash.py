@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minigpt.core.errors import UsageError
+from minigpt.core.files import quoted
 from minigpt.core.report import Report
 from minigpt.stages.conversation import Conversation
 
@@ -72,7 +73,9 @@ def save(chat: Conversation, value: str, report: Report, overwrite: bool = False
     path = Path(value).expanduser()
     left_out = chat.save(path, overwrite)
     without = f", without {left_out} that got no answer" if left_out else ""
-    report.note("saved", f"{path}{without}; train on it with minigpt sft -m {chat.model.path} -d {path}")
+    report.note(
+        "saved", f"{path}{without}; train on it with minigpt sft -m {quoted(chat.model.path)} -d {quoted(path)}"
+    )
 
 
 def save_over(chat: Conversation, value: str, report: Report) -> None:

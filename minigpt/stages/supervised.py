@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import assignments, dump, options
 from minigpt.core.errors import Aborted, MinigptError, Stopped, UsageError, is_out_of_memory
-from minigpt.core.files import read_json, sha256
+from minigpt.core.files import quoted, read_json, sha256
 from minigpt.core.report import Context, Report, Result
 from minigpt.core.train import resume, track
 from minigpt.core.train.onlooker import Onlooker
@@ -75,6 +75,7 @@ class Session:
         self.tracker = track.Tracker()
         self.tracked: dict[str, Any] = {}  # what run.json says of an earlier session's trackers
         self.parent: dict[str, str] | None = None  # what run.json says of the model that an earlier session began with
+        self.read_before: list[dict[str, Any]] = []  # the data files that an earlier session read
         self.logged = 0  # last step in metrics.jsonl before this session
         try:
             self._prepare()
@@ -144,6 +145,7 @@ class Session:
                 old = read_json(self.path / "run.json")
                 self.tracked = {k: old[k] for k in ("trackers", "tracked") if k in old}
                 self.parent = old.get("parent")
+                self.read_before = old.get("data", [])
             self.logged = max((row["step"] for row in self.log.rows()), default=0)
             self.saved = checkpoint.load_newest(self.path, self.report, self.place.from_step)
             if self.saved is None:
@@ -346,7 +348,8 @@ class Session:
 
     def _check_resume(self) -> None:
         """Refuse before anything of the run is touched."""
-        resume.compare(self.saved.state["fingerprints"], self._fingerprints(), self.cfg.train.allow_changes)
+        files = resume.changed_files(self.read_before, self.corpus.store.meta["sources"])
+        resume.compare(self.saved.state["fingerprints"], self._fingerprints(), self.cfg.train.allow_changes, files)
         if self.pacing.total < self.saved.step:
             raise UsageError(
                 f"the run is at step {self.saved.step:,} already, beyond the {self.pacing.total:,} asked for",
@@ -397,7 +400,7 @@ class Session:
         best = pointer(self.path, "best")
         mark = " (best)" if best == last.name else f" (best: {best})" if best else ""
         self.report.note("saved", f"{last}{mark} · loss.svg · metrics.jsonl")
-        self.report.note("next", NEXT[self.job.stage].format(run=self.path))
+        self.report.note("next", NEXT[self.job.stage].format(run=quoted(self.path)))
         seconds = time.perf_counter() - self.started
         return Result(
             str(last), {"run_dir": str(self.path), "model": str(last), "metrics": metrics, "seconds": seconds}

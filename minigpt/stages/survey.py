@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from minigpt.core.errors import UsageError
+from minigpt.core.files import quoted
 from minigpt.core.report import Progress, Report
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def survey(
     from minigpt.core.data.schema import BadRow, EmptyText
 
     if source.path.is_dir():
-        raise UsageError(f"{source.name} is a token store", fix=f"minigpt info {source.name}")
+        raise UsageError(f"{source.name} is a token store", fix=f"minigpt info {quoted(source.name)}")
     stream = rows(source, cfg.split_docs)
     opening = list(itertools.islice(stream, 20))
     found.kind = cfg.kind if cfg.kind != "auto" else _kind(opening)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.core.config import group, opt
 from minigpt.core.errors import DataError, UsageError
-from minigpt.core.files import new_dir
+from minigpt.core.files import new_dir, quoted
 from minigpt.core.groups import CommonConfig, fill_option, split_docs_option
 from minigpt.core.report import Context, Report, Result
 from minigpt.stages import Verb
@@ -137,7 +137,8 @@ def train(cfg: TrainConfig, context: Context) -> Result:
         "saved",
         f"{out}: {found:,} tokens from {counted.bytes / 1e6:.1f} MB in {counted.texts:,} texts, {seconds:.1f} s",
     )
-    context.report.note("next", f"minigpt tokenize stats -t {out} -d …      minigpt pretrain -t {out} -d …")
+    made = quoted(out)
+    context.report.note("next", f"minigpt tokenize stats -t {made} -d …      minigpt pretrain -t {made} -d …")
     facts = {"tokenizer": str(out), "vocab_size": found, "fingerprint": tokenizer.fingerprint}
     return Result(str(out), {**facts, "texts": counted.texts, "bytes": counted.bytes})
 

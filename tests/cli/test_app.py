@@ -213,3 +213,21 @@ def test_any_output_encoding_works():
     """A Windows code page cannot hold every character; nothing crashes."""
     done = process("generate", "--help", env={"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"})
     assert done.returncode == 0 and b"\\u6625" in done.stdout and done.stderr == b""
+
+
+def test_show_config_of_a_resumed_run_is_the_runs_own(tmp_path):
+    """With --resume the run's options and where they come from are shown; nothing changes."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text('lr: 0.005\nsize: "1m"\nepochs: 4.0\ndata: ["a.jsonl"]\n')
+    (run / "run.json").write_text('{"stage": "pretrain"}')
+    for named in (["--resume", run], ["--resume", "auto", "-o", run]):
+        code, out, err = run_cli("pretrain", *named, "--steps", "9", "--show-config")
+        assert code == 0, err
+        assert f"lr: 0.005  # {run / 'config.yaml'}" in out and f'size: "1m"  # {run / "config.yaml"}' in out
+        assert (
+            "steps: 9  # command line" in out and f"epochs: null  # {run / 'config.yaml'}, replaced by --steps" in out
+        )
+    code, _, err = run_cli("pretrain", "--resume", run, "--lr", "1e-3", "--show-config")
+    assert code == 2 and "--lr: 0.005 → 0.001" in err
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "run.json"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -188,3 +189,19 @@ def test_run_lock_can_be_taken_again(tmp_path):
             pass
     with pytest.raises(DataError, match="could not write"), files.RunLock(tmp_path / "none"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("runs/a-1", "runs/a-1"),
+        ("runs/诗/step-0000001", "runs/诗/step-0000001"),
+        ("my runs/a", "'my runs/a'"),
+        ("a'b", """'a'"'"'b'"""),
+        ("$HOME", "'$HOME'"),
+        ("", "''"),
+    ],
+)
+def test_a_suggested_path_survives_the_shell(path, text):
+    """What is printed as part of a command is one word of it, and reads plainly when it can."""
+    assert files.quoted(path) == text and shlex.split(text) == [path]

@@ -39,7 +39,7 @@ def pretrain(home: Path, out: Path, *flags: object) -> list[str]:
 
 def begin(home: Path, out: Path) -> None:
     """Stop the run before its first step, with a checkpoint of step 0: what follows goes on from there."""
-    code, _, err = run_cli(*pretrain(home, out, "--max-time", "0s"))
+    code, _, err = run_cli(*pretrain(home, out, "--max-time", "0.000001s"))
     assert code == 75 and (out / "latest").read_text() == "step-0000000\n", err
 
 

@@ -121,7 +121,9 @@ def test_killed_inside_writes_10_times(trial, straight, tmp_path):
     kill_inside_writes(straight, tmp_path / "run", [rng.randint(1, 70) for _ in range(3)])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_stopped_by_a_signal_saves_and_answers_75(number, straight, tmp_path):
     out = tmp_path / "run"
     command = pretrain(straight, out)

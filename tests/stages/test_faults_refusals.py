@@ -187,10 +187,16 @@ def test_three_bad_steps_in_a_row_end_the_run(home, tmp_path, spoil):
     spoil({9: infinite_gradient, 10: nan_loss, 11: infinite_loss})
     code, out, err = run_cli(*pretrain(home, run))
     assert (code, out) == (6, "") and f"the last good checkpoint is {run / 'step-0000008'}" in err and "--lr" in err
-    assert "step 11" in err and "data rows 70 to 76" in err
+    assert "the loss is not a number in 3 steps in a row (step 11)" in err and "data rows 70 to 76" in err
     assert json.loads((run / "run.json").read_text())["status"] == "failed"
     assert_finite(run)
     finish(home, run)
+
+
+def test_a_gradient_that_is_not_a_number_is_called_so(home, tmp_path, spoil):
+    spoil({9: nan_loss, 10: infinite_gradient, 11: infinite_gradient})
+    code, _, err = run_cli(*pretrain(home, tmp_path / "run"))
+    assert code == 6 and "the gradient is not a number, though the loss is, in 3 steps in a row (step 11)" in err
 
 
 def test_a_row_of_bad_steps_is_counted_over_a_resume(home, tmp_path, spoil):

@@ -144,6 +144,42 @@ def test_learning_rate_flags(train):
     assert wsd == pytest.approx([1e-3, 1e-3, 1e-3, 0.5e-3])
 
 
+def test_the_plan_names_the_course_of_the_rate(train):
+    _, err, _ = train("--warmup", "1", "--epochs", "1", steps=None)
+    assert "plan   1 epoch = " in err and "WSD: warm-up 1 step, decay from step " in err and "warning" not in err
+    _, err, _ = train("--warmup", "100", steps=6, out="w")
+    assert err.count("warning: a warm-up of 100 steps does not fit into 6") == 1
+    assert "warm-up 5 steps, decay from step 5" in err
+
+
+def test_a_rate_that_leaps_at_resume_is_told_once(train):
+    """Lengthening a cosine run; one that is only gone on with says nothing."""
+    run, _, _ = train("--schedule", "cosine", "--lr", "2e-3", "--warmup", "0", steps=6)
+    assert "learning rate goes" not in run_cli("pretrain", "--resume", run)[2]
+    _, _, err = run_cli("pretrain", "--resume", run, "--steps", "12", "--max-time", "0.000001s")
+    assert err.count("the learning rate goes from 0.000134 to 0.001 at step 6: cosine over 12 steps") == 1
+
+
+def test_less_than_a_row_is_no_batch(train):
+    _, err, code = train("--batch-tokens", "10")
+    assert code == 2 and "--batch-tokens 10 is less than one row of 32 tokens" in err and "at least 32" in err
+
+
+def test_a_config_of_a_run_runs_again(train, home):
+    """What does not act is not recorded, so the file a run leaves behind names one length and one model."""
+    run, _, _ = train()
+    saved = (run / "config.yaml").read_text()
+    assert "epochs: null  # replaced by --steps" in saved and 'size: "1m"  # flag' in saved
+    more = run.parent / "more"
+    given = ["-d", home / "a.jsonl", "--max-len", "32", "--batch-tokens", "128", "--steps", "1"]
+    assert run_cli("pretrain", "-m", run, *given, "-o", more)[0] == 0
+    assert "size: null  # replaced by --model" in (more / "config.yaml").read_text()
+    code, _, err = run_cli("pretrain", "-c", more / "config.yaml", "-o", run.parent / "again")
+    assert code == 0 and "unused" not in err, err
+    code, _, err = run_cli("pretrain", "-c", more / "config.yaml", "--epochs", "0.1", "-o", run.parent / "third")
+    assert code == 0 and f"unused --steps ({more / 'config.yaml'}, replaced by --epochs)" in err
+
+
 def test_a_rate_far_off_is_warned_about(train):
     assert "far below the usual" in train("--lr", "1e-5")[1]
 
@@ -214,7 +250,7 @@ def test_run_directory_flags(train):
 
 
 def test_max_time_saves_and_answers_75(train):
-    run, err, code = train("--max-time", "0s")
+    run, err, code = train("--max-time", "0.000001s")
     assert code == 75 and "--resume" in err and json.loads((run / "run.json").read_text())["status"] == "stopped"
 
 
@@ -353,7 +389,7 @@ def test_a_refused_resume_touches_nothing(train, home, tmp_path):
     data.write_text(data.read_text() + '{"text": "new"}\n')
     for target in (run, run / "step-0000002"):
         code, _, err = run_cli("pretrain", "--resume", target, "--steps", "6")
-        assert code == 2 and "data" in err
+        assert code == 2 and f"data ({data})" in err and "had 120 rows and has 121" in err
     assert state() == before
     data.write_text((home / "a.jsonl").read_text())
     assert run_cli("pretrain", "--resume", run)[0] == 0
@@ -386,7 +422,7 @@ def test_lengthened_epochs_equal_a_run_planned_so(train, batch):
 
 
 def test_another_batch_goes_on_to_the_end_of_the_data(train):
-    run, _, code = train("--epochs", "1", "--max-time", "0s", steps=None)
+    run, _, code = train("--epochs", "1", "--max-time", "0.000001s", steps=None)
     assert code == 75
     code, _, err = run_cli("pretrain", "--resume", run, "--batch-tokens", "64", "--allow-changes")
     assert code == 0 and metrics(run)[-1]["epoch"] == 1.0, err
@@ -394,7 +430,7 @@ def test_another_batch_goes_on_to_the_end_of_the_data(train):
 
 def test_best_never_names_a_step_that_is_gone(train):
     run, _, _ = train("--save-every", "5", "--eval-every", "5", "--keep", "1", steps=20)
-    assert run_cli("pretrain", "--resume", run, "--steps", "40", "--max-time", "0s")[0] == 75
+    assert run_cli("pretrain", "--resume", run, "--steps", "40", "--max-time", "0.000001s")[0] == 75
     assert not (run / "best").exists() or (run / (run / "best").read_text().strip()).is_dir()
 
 

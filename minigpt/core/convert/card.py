@@ -17,7 +17,7 @@ from minigpt.core.convert import weights
 from minigpt.core.convert.stream import Stored
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError
-from minigpt.core.files import read_json
+from minigpt.core.files import quoted, read_json
 from minigpt.core.models import folder
 
 STAGES = {"pretrain": "pretraining", "sft": "fine-tuning on conversations"}
@@ -112,7 +112,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 """
     verb = "chat" if chat else "generate"
     prompt = "" if chat else ' -p "Once upon a time"'
-    return f"```python\n{code}```\n\nor `vllm serve {name}`, or `minigpt {verb} -m {name}{prompt}`."
+    return f"```python\n{code}```\n\nor `vllm serve {quoted(name)}`, or `minigpt {verb} -m {quoted(name)}{prompt}`."
 
 
 def _shape(config: Any, stored: dict[str, Stored], dtype: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from minigpt.core.data import chat
 from minigpt.core.data.tokenizer import TURN_END, TURN_START, Tokenizer
 from minigpt.core.errors import DataError
-from minigpt.core.files import write_atomic
+from minigpt.core.files import quoted, write_atomic
 from minigpt.core.groups import SampleConfig
 from minigpt.core.report import Report
 
@@ -118,7 +118,7 @@ def write(path: Path, model: str, tokenizer: Tokenizer, report: Report | None = 
 
 def text(model: str, tokenizer: Tokenizer, report: Report, file: str = "Modelfile") -> str:
     """What `write` writes into a file of this name."""
-    lines = [f"# ollama create {Path(model).stem} -f {file}", f"FROM ./{model}", ""]
+    lines = [f"# ollama create {quoted(Path(model).stem)} -f {quoted(file)}", f"FROM ./{model}", ""]
     template, system = translate(tokenizer)
     if template is None:
         report.warn(

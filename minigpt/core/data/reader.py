@@ -30,7 +30,7 @@ from minigpt.core.data.plaintext import has_blank_lines, text_rows
 from minigpt.core.data.schema import Row
 from minigpt.core.data.table import SEPARATORS, table_rows
 from minigpt.core.errors import DataError, MissingError, UsageError
-from minigpt.core.files import cache_dir, disk_error
+from minigpt.core.files import cache_dir, disk_error, quoted
 
 _CHUNK = 1 << 20
 _OPENING = 4096  # bytes that show what a file is
@@ -292,7 +292,9 @@ def _refuse(source: Input, start: bytes) -> None:
     """Say what to do with kinds that are not read."""
     name = source.name
     if start.startswith(b"\x28\xb5\x2f\xfd"):
-        raise MissingError(f"{name} is compressed with zstd, which is not read", fix=f"unpack it first: zstd -d {name}")
+        raise MissingError(
+            f"{name} is compressed with zstd, which is not read", fix=f"unpack it first: zstd -d {quoted(name)}"
+        )
     suffix = _suffix(source.path)
     if start.startswith(b"PAR1"):
         suffix = ".parquet"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -36,6 +38,7 @@ class Counters:
     best: float | None = None  # lowest validation loss at a saved step
     best_step: int | None = None
     last_val: dict[str, float] = field(default_factory=dict)
+    val_step: int | None = None  # the step it was measured after
     loss_scale: float = 65536.0  # float16 only
     good_steps: int = 0  # since the loss scale last changed
     window: Window = field(default_factory=Window)
@@ -58,7 +61,7 @@ class Rates(NamedTuple):
 
 
 class Clock:
-    """What the training steps do in a second; evaluation and saving are paused out."""
+    """What the training steps do in a second, evaluation and saving left out; and when a run ends, with them."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -66,6 +69,7 @@ class Clock:
         self.flops = 0.0
         self._since: float | None = None
         self._recent = [0.0, 0.0]  # seconds and steps, older ones counting less
+        self._pauses: dict[str, tuple[float, int]] = {}  # seconds and times of what is no step, such as saving
 
     def start(self) -> None:
         self._since = time.perf_counter()
@@ -85,10 +89,25 @@ class Clock:
         self.seconds, self.tokens, self.flops = 0.0, 0, 0.0
         return found
 
-    def eta(self, steps_left: int) -> float:
-        """Seconds that `steps_left` more steps will take, at the pace of the last hundred or so."""
+    @contextmanager
+    def pause(self, kind: str) -> Iterator[None]:
+        """Time what is done between two steps."""
+        began = time.perf_counter()
+        yield
+        seconds, times = self._pauses.get(kind, (0.0, 0))
+        self._pauses[kind] = seconds + time.perf_counter() - began, times + 1
+
+    def eta(self, steps_left: int, **pauses_left: int) -> float:
+        """Seconds until the end: steps at the pace of the last hundred or so, and so many pauses of each kind.
+
+        A kind that has not happened yet counts nothing.
+        """
         seconds, steps = self._recent
-        return steps_left * seconds / steps if steps else 0.0
+        left = steps_left * seconds / steps if steps else 0.0
+        for kind, count in pauses_left.items():
+            spent, times = self._pauses.get(kind, (0.0, 1))
+            left += count * spent / times
+        return left
 
 
 def short(value: float) -> str:
@@ -99,6 +118,12 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def counted(number: float, noun: str) -> str:
+    """1 epoch, 2.5 epochs, 1,200 steps."""
+    figure = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+    return f"{figure} {noun}{'s' * (figure != '1')}"
+
+
 def spell_time(seconds: float) -> str:
     """207 → 3:27, 4000 → 1:06:40."""
     whole = round(seconds)
@@ -107,14 +132,21 @@ def spell_time(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
 
-def figures(row: dict[str, Any], last_val: dict[str, float], eta: float | None) -> str:
-    """A log row as the text behind the bar. eta: seconds left, None where the bar tells it."""
+def figures(row: dict[str, Any], eta: float | None, last: Counters | None = None) -> str:
+    """A log row as text.
+
+    eta: seconds left, None where a bar tells them. last: where the newest validation loss stands, which a bar goes on
+    showing, with its step; a line has it only when it is new.
+    """
     parts = []
+    val, since = row, ""
+    if last is not None and "val_loss" not in row and last.val_step is not None:
+        val, since = last.last_val, f" at step {last.val_step:,}"
     if row.get("loss") is not None:
         parts.append(f"loss {row['loss']:.3f}")
-    if last_val:
-        bits = f" ({last_val['val_bpb']:.2f} bits/byte)" if "val_bpb" in last_val else ""
-        parts.append(f"val {last_val['val_loss']:.3f}{bits}")
+    if "val_loss" in val:
+        bits = f" ({val['val_bpb']:.2f} bits/byte)" if "val_bpb" in val else ""
+        parts.append(f"val {val['val_loss']:.3f}{bits}{since}")
     parts += [f"{short(row['tok_s'])} tok/s", f"{row['mem_gb']:.1f} GB"]
     if row.get("mfu") is not None:
         parts.append(f"MFU {row['mfu']:.0%}")

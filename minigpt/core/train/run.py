@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.core.errors import DataError, UsageError
-from minigpt.core.files import FULL, disk_error, read_json, write_atomic, write_json
+from minigpt.core.files import FULL, disk_error, quoted, read_json, write_atomic, write_json
 from minigpt.core.models.folder import resolve
 
 
@@ -218,7 +218,7 @@ def refuse_or_clear(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError(
             f"--out {path} already holds a run",
-            fix=f"continue it with --resume {path}, replace it with --overwrite, or choose another --out",
+            fix=f"continue it with --resume {quoted(path)}, replace it with --overwrite, or choose another --out",
         )
     _clear(path)
 

@@ -1,4 +1,4 @@
-"""Stopping well: the first SIGINT or SIGTERM asks the loop to save and end, the second ends at once."""
+"""Stopping well: the first SIGINT, SIGTERM or SIGHUP asks the loop to save and end, the second ends at once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
 from minigpt.core.errors import Aborted
 from minigpt.core.world import STARTED_BY, is_follower
+
+HANGUP = getattr(signal, "SIGHUP", None)  # a terminal was closed; Windows has no such signal
+STOPPING = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
+
+
+def heeded(numbers: Iterable[int]) -> list[int]:
+    """The signals of these to act upon: not the end of a terminal that a run was told to outlive, as by nohup."""
+    return [n for n in numbers if n != HANGUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 class StopRequest:
@@ -29,7 +38,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in heeded(STOPPING):
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -43,6 +52,8 @@ class StopRequest:
             self._first = number
         elif under_torchrun() and number != self._first:
             return  # torchrun answers any signal by SIGTERM to its processes, which may have had the signal as well
+        elif number == HANGUP:
+            return  # both the shell and the kernel say that a terminal has gone
         if self.reason is not None:
             raise Aborted(f"stopped at once by a second {name}", fix="the newest saved step stands: use --resume")
         self.reason = name

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from minigpt.core import runtime as rt
 from minigpt.core.data.batch import Batch
 from minigpt.core.errors import DataError, Diverged, Stopped, is_out_of_memory
-from minigpt.core.files import write_atomic
+from minigpt.core.files import quoted, write_atomic
 from minigpt.core.report import Progress, Report
 from minigpt.core.train import checkpoint, guard
 from minigpt.core.train.losses import Step
@@ -159,21 +159,31 @@ class Trainer:
         if evaluating or last or c.step % pace.log == 0:
             row = self._row()
             if evaluating:
-                row.update(self._evaluate())
+                with self.clock.pause("evaluation"):
+                    row.update(self._evaluate())
             self.run.log(row)
             self.hooks.tracker.log(row, c.step)
-            eta = None if self.report.interactive else self.clock.eta(pace.total - c.step)  # a bar has its own
-            self._figures = figures(row, c.last_val, eta)
+            barred = self.report.interactive  # a bar has an estimate of its own
+            self._figures = figures(row, None if barred else self._eta(), c if barred else None)
             bar.update(c.step, self._figures, line=True)
         else:
             bar.update(c.step, self._figures)
         if evaluating and self.hooks.on_eval:
-            samples = self.hooks.on_eval(c.step)
+            with self.clock.pause("samples"):
+                samples = self.hooks.on_eval(c.step)
             for sample in samples:
                 self.run.log({"step": c.step, **sample}, "samples")
             self.hooks.tracker.samples(samples, c.step)
         if saving:
-            self.save(val=self.counters.last_val.get("val_loss") if evaluating else None, must=last)
+            with self.clock.pause("save"):
+                self.save(val=self.counters.last_val.get("val_loss") if evaluating else None, must=last)
+
+    def _eta(self) -> float:
+        """Seconds until the run ends, from the moment at which a step is logged: its save is still to come."""
+        done, pace = self.counters.step, self.pace
+        validations = pace.total // pace.eval - done // pace.eval + (pace.total % pace.eval > 0 and done < pace.total)
+        saves = pace.total // pace.save - (done - 1) // pace.save + (pace.total % pace.save > 0)
+        return self.clock.eta(pace.total - done, evaluation=validations, samples=validations, save=saves)
 
     # ---------------------------------------------------------------------------------------------- one step
 
@@ -272,8 +282,11 @@ class Trainer:
         if c.streak < guard.MOST_BAD_STEPS:
             return
         newest = checkpoint.pointer(self.run.path, "latest")
+        which = (
+            "the gradient is not a number, though the loss is," if math.isfinite(loss) else "the loss is not a number"
+        )
         raise Diverged(
-            f"the loss is not a number in {guard.MOST_BAD_STEPS} steps in a row (step {c.step + 1})",
+            f"{which} in {guard.MOST_BAD_STEPS} steps in a row (step {c.step + 1})",
             found=what,
             fix=f"lower --lr (it is {self.schedule.peak:g})"
             + (f"; the last good checkpoint is {self.run.path / newest}" if newest else ""),
@@ -318,7 +331,7 @@ class Trainer:
         self.model.eval()
         scores = self.hooks.evaluate()
         self.model.train()
-        self.counters.last_val = scores
+        self.counters.last_val, self.counters.val_step = scores, self.counters.step
         return scores
 
     def save(self, val: float | None = None, must: bool = False) -> None:
@@ -396,5 +409,5 @@ class Trainer:
         raise Stopped(
             f"stopped by {stop.reason or 'a signal to another process'} after step {c.step:,} of "
             f"{self.pace.total:,}; saved {checkpoint.step_dir(self.run.path, c.step)}",
-            fix=f"go on with --resume {self.run.path}",
+            fix=f"go on with --resume {quoted(self.run.path)}",
         )

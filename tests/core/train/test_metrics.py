@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.core.train.metrics import Counters, Window, short, spell_time
+from minigpt.core.train.metrics import Clock, Counters, Window, counted, figures, short, spell_time
 from minigpt.core.train.plot import loss_svg, ticks
 
 
@@ -19,6 +19,39 @@ def test_counters_round_trip_exactly(loss, units):
 def test_spelling():
     assert [short(v) for v in (12.9e3, 999, 3.2e6, 150e3, 0.5)] == ["12.9k", "999", "3.2M", "150k", "0.5"]
     assert [spell_time(s) for s in (7, 207, 4000)] == ["0:07", "3:27", "1:06:40"]
+
+
+def test_one_is_no_plural():
+    said = [counted(1, "step"), counted(1200, "step"), counted(1.0, "epoch"), counted(0.999999, "epoch")]
+    assert said == ["1 step", "1,200 steps", "1 epoch", "1 epoch"] and counted(2.5, "epoch") == "2.5 epochs"
+
+
+ROW = {"loss": 5.0, "tok_s": 100.0, "mem_gb": 1.0}
+
+
+def test_a_validation_loss_is_told_once():
+    """A line has it when it is new; a bar, which is drawn over, keeps it with the step it belongs to."""
+    c = Counters(step=30, last_val={"val_loss": 4.5, "val_bpb": 2.0}, val_step=20)
+    assert "val" not in figures(ROW, 60.0) and "ETA 1:00" in figures(ROW, 60.0)
+    assert "val 4.400  100 tok/s" in figures({**ROW, "val_loss": 4.4}, None, c)
+    assert "val 4.500 (2.00 bits/byte) at step 20" in figures(ROW, None, c)
+    assert "val" not in figures(ROW, None, Counters())
+
+
+def test_the_time_left_counts_what_lies_between_steps(monkeypatch):
+    """Two seconds a step, three a validation, five a save: each as often as it is still to come."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock = Clock()
+    for _ in range(4):
+        clock.start()
+        now[0] += 2
+        clock.stop(10)
+    assert clock.eta(10, evaluation=2, save=1) == 20
+    for kind, seconds in (("evaluation", 3), ("save", 4), ("save", 6)):
+        with clock.pause(kind):
+            now[0] += seconds
+    assert clock.eta(10, evaluation=2, save=1) == 31 and clock.rates().tokens == 5
 
 
 def test_svg_is_well_formed_and_holds_every_point():

@@ -101,6 +101,33 @@ def test_place(tmp_path):
             resume.place("sft", out, name)
 
 
+def test_a_run_of_another_stage_says_which(tmp_path):
+    """Both ways, for --resume DIR, a step of it and --resume auto, in words that a shell takes."""
+    done = tmp_path / "a run"
+    (done / "step-0000007").mkdir(parents=True)
+    (done / "run.json").write_text('{"stage": "pretrain"}')
+    for out, name in [(None, str(done)), (None, str(done / "step-0000007")), (str(done), "auto")]:
+        with pytest.raises(UsageError, match="is a run of pretrain, not of sft") as e:
+            resume.place("sft", out, name)
+        assert f"minigpt pretrain --resume '{done}'" in e.value.fix
+        assert resume.place("pretrain", out, name).resuming
+
+
+def test_changed_files_are_named():
+    """By content: a file that moved has not changed. What became of each is said in rows."""
+    a, b, c = ({"path": f"{n}.jsonl", "sha256": n, "rows": 3} for n in "abc")
+    assert resume.changed_files([a, b], [{**a, "path": "moved.jsonl"}, b]) == {}
+    assert resume.changed_files([a, b], [{**a, "sha256": "x", "rows": 4}, c]) == {
+        "a.jsonl": "had 3 rows and has 4",
+        "b.jsonl": "is not read any more",
+        "c.jsonl": "was not read before",
+    }
+    assert resume.changed_files([a], [{**a, "sha256": "x"}]) == {"a.jsonl": "has as many rows, and other ones"}
+    many = {f"{i}.txt": "was not read before" for i in range(9)}
+    with pytest.raises(UsageError, match=r"changed: data \(0.txt, 1.txt, 2.txt, 3.txt, 4.txt, 4 more\)"):
+        resume.compare({"data": 1}, {"data": 2}, False, many)
+
+
 def test_compare_names_what_changed():
     assert resume.compare({"a": 1, "b": 2}, {"a": 1, "b": 2}, False) == []
     with pytest.raises(UsageError, match="tokenizer"):

@@ -30,6 +30,30 @@ def test_the_first_signal_asks_and_the_second_ends_at_once(number):
             signal.raise_signal(number)
 
 
+def test_a_closed_terminal_asks_once():
+    """SIGHUP stops a run as SIGTERM does; that both shell and kernel send it is no second wish. Ctrl-C after it is."""
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop and stop.reason == "SIGHUP"
+        signal.raise_signal(signal.SIGHUP)
+        with pytest.raises(Aborted):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+def test_nohup_holds():
+    """SIGHUP that is ignored when the run begins stays ignored, here and in the launcher of several processes."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.SIGHUP not in signals.heeded(signals.STOPPING)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in signals.heeded(signals.STOPPING)
+
+
 def test_any_second_signal_counts_where_nobody_echoes_it(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with StopRequest(), pytest.raises(Aborted):

@@ -235,6 +235,18 @@ def test_three_bad_steps_end_the_run_and_name_the_last_good_checkpoint(tmp_path)
     assert [s for s, _ in checkpoint.steps(tmp_path)] == [4]
 
 
+def test_every_validation_and_save_still_to_come_is_in_the_time_left(tmp_path):
+    """20 steps, validated after 6, 12, 18, 20, saved after 8, 16, 20: counted at each logged step."""
+    trainer, asked = make(tmp_path, on_eval=lambda step: [], total=20, log=6, eval=6, save=8), []
+    real = trainer.clock.eta
+    trainer.clock.eta = lambda left, **pauses: asked.append((left, pauses["evaluation"], pauses["save"])) or real(left)
+    trainer.fit()
+    assert asked == [(14, 3, 3), (8, 2, 2), (2, 1, 1), (0, 0, 1)]
+    trainer.counters.step = 16
+    trainer._eta()
+    assert asked[-1] == (4, 2, 2)
+
+
 def test_time_limit_stops_and_saves(tmp_path):
     with pytest.raises(Stopped, match="max-time"):
         make(tmp_path, max_seconds=0.0).fit()

@@ -30,6 +30,8 @@ def title(session: Session) -> None:
     many = f" × {s.world.size} ({s.cfg.train.parallel})" if s.world.size > 1 else ""
     where = "dry run" if s.cfg.train.dry_run else s.path
     s.report.title(f"minigpt {s.job.stage} · {size} parameters ({kind}) · {s.runtime.name}{many} · {where}")
+    if told := s.runtime.emulation:
+        s.report.warn(told)
 
 
 def plan(session: Session) -> None:

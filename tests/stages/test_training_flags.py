@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minigpt.core import runtime
 from tests.conftest import run_cli
 
 TINY = [
@@ -299,6 +300,14 @@ def test_quiet_verbose_and_compile(train):
     assert "pace " in train("--verbose", out="v")[1]
     _, err, code = train("--compile", "--device", "cpu", out="c")
     assert code == 0 and "--compile is for CUDA" in err
+
+
+def test_emulated_precision_is_told(train, monkeypatch):
+    """Once, with the better choice; a native one without a word."""
+    assert "emulated" not in train("--dtype", "float32", out="a")[1]
+    monkeypatch.setattr(runtime, "is_native", lambda dtype, device: dtype == torch.float32)
+    _, err, code = train("--dtype", "bf16", out="b")
+    assert code == 0 and err.count("bfloat16 is emulated") == 1 and "--dtype float32" in err
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(train, home, tmp_path):

@@ -304,7 +304,7 @@ def test_quiet_verbose_and_compile(train):
 
 def test_emulated_precision_is_told(train, monkeypatch):
     """Once, with the better choice; a native one without a word."""
-    assert "emulated" not in train("--dtype", "float32", out="a")[1]
+    assert "is emulated" not in train("--dtype", "float32", out="a")[1]
     monkeypatch.setattr(runtime, "is_native", lambda dtype, device: dtype == torch.float32)
     _, err, code = train("--dtype", "bf16", out="b")
     assert code == 0 and err.count("bfloat16 is emulated") == 1 and "--dtype float32" in err

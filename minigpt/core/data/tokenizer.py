@@ -310,6 +310,17 @@ class Tokenizer:
         canonical = json.dumps([self._json, self.chat_template], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    @property
+    def vocabulary(self) -> str:
+        """sha256 of what decides which text an id stands for: vocabulary, merges, how text is split, added tokens.
+
+        Equal for the same tokens in other files: with another template, or as another version writes them.
+        """
+        raw = json.loads(self._full.to_str())
+        added = sorted((t["id"], t["content"]) for t in raw["added_tokens"])
+        canonical = json.dumps([[raw[key] for key in ("model", "normalizer", "pre_tokenizer")], added], sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
 
 def _template(config: dict[str, Any], folder: Path) -> str | None:
     """The chat template of tokenizer_config.json: one, or several by name of which the default is ours.

@@ -43,6 +43,8 @@ def choose(
             _refuse_another(tokenizer, str(cfg.data.tokenizer), report)
     elif cfg.data.tokenizer:
         tokenizer = open_tokenizer(cfg.data.tokenizer, report)
+        if cfg.model:
+            _refuse_a_strange_one(tokenizer, cfg)
     elif cfg.model:
         tokenizer = Tokenizer.load(cfg.model)
     elif own.is_dir():
@@ -68,6 +70,20 @@ def _refuse_another(saved: Tokenizer, named: str, report: Report) -> None:
             f"--tokenizer {named} is not the one that this run was trained with",
             found=f"{given.fingerprint[:12]}, the run has {saved.fingerprint[:12]}",
             fix="leave --tokenizer away, start a new run with another --out, or pass --allow-changes",
+        )
+
+
+def _refuse_a_strange_one(given: Tokenizer, cfg: Any) -> None:
+    """A model knows its own tokens: others, even as many, would be read as if they were these."""
+    if not (Path(cfg.model) / "tokenizer.json").is_file():
+        return  # it came without one, and what fits its embedding is all that can be known
+    own = Tokenizer.load(cfg.model)
+    if given.vocabulary != own.vocabulary:
+        raise UsageError(
+            f"--tokenizer {cfg.data.tokenizer} has other tokens than the model of --model {cfg.model}",
+            found=f"{given.vocab_size:,} tokens ({given.vocabulary[:12]}), "
+            f"the model's own has {own.vocab_size:,} ({own.vocabulary[:12]})",
+            fix="leave --tokenizer away: a model brings its own",
         )
 
 

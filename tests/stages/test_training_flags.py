@@ -310,10 +310,21 @@ def test_emulated_precision_is_told(train, monkeypatch):
     assert code == 0 and err.count("bfloat16 is emulated") == 1 and "--dtype float32" in err
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused(train, home, tmp_path):
+def test_a_tokenizer_of_other_tokens_is_refused(train, home, tmp_path):
+    """-t beside -m: what counts is which tokens, not how many; the same ones may lie in other files."""
     run, _, _ = train("--vocab-size", "330", tokenizer=False, steps=1)
-    code, _, err = run_cli("pretrain", "-m", run, "-t", home / "tok", "-d", home / "a.jsonl", "-o", tmp_path / "x")
-    assert code == 3 and "350 tokens" in err
+    line = ["pretrain", "-m", run, "-d", home / "a.jsonl", "--steps", "1", "--max-len", "16"]
+    code, _, err = run_cli(*line, "-t", home / "tok", "-o", tmp_path / "x")
+    assert code == 2 and "other tokens than the model" in err and "350 tokens" in err
+    own = next(run.glob("step-*"))
+    raw = json.loads((own / "tokenizer.json").read_text())
+    for name, merges in (("same", raw["model"]["merges"]), ("other", raw["model"]["merges"][::-1])):
+        written = {**raw, "model": {**raw["model"], "merges": [" ".join(pair) for pair in merges]}}  # an older spelling
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(written))
+        (tmp_path / name / "tokenizer_config.json").write_bytes((own / "tokenizer_config.json").read_bytes())
+        code, _, err = run_cli(*line, "-t", tmp_path / name, "-o", tmp_path / f"run-{name}")
+        assert code == (0 if name == "same" else 2), err
 
 
 def test_weights_of_a_mix(home, tmp_path):

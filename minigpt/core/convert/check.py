@@ -122,7 +122,7 @@ def against_transformers(source: Path, written: Path, dtype: str) -> Difference:
     def their_ids(text: str) -> list[int]:
         return list(reader(text, add_special_tokens=False)["input_ids"])
 
-    texts, chats = _compare_tokens(Tokenizer.load(source), their_ids, their_chat)
+    texts, chats = _compare_tokens(Tokenizer.load(source), their_ids, their_ids, their_chat)
     return _judge(exact, rounded, logits, texts, chats)
 
 
@@ -155,6 +155,7 @@ def against_folder(source: Path, opened: Path, precision: str) -> Difference:
     texts, chats = _compare_tokens(
         Tokenizer.load(source),
         theirs.encode,
+        theirs.encode_template,
         lambda messages, tools, thinking: (
             render(theirs, messages, tools, generation_prompt=True, thinking=thinking).ids
         ),
@@ -197,12 +198,20 @@ def _judge(exact: Tensor, rounded: Tensor, logits: Tensor, texts: int, chats: in
 def _compare_tokens(
     ours: Tokenizer,
     encode: Callable[[str], list[int]],
+    encode_template: Callable[[str], list[int]],
     chat: Callable[[Messages, Messages | None, bool | None], list[int]],
 ) -> tuple[int, int]:
-    """How many texts and conversations have the same tokens there and here: all of them, or CheckFailed."""
-    for text in TEXTS:
-        if (mine := ours.encode(text)) != (other := encode(text)):
-            raise CheckFailed(f"the tokens of {text!r} differ", found=f"{mine[:20]} became {other[:20]}")
+    """How many texts and conversations have the same tokens there and here: all of them, or CheckFailed.
+
+    Texts with each added token are among them: with a word as content, with control as a template's own text.
+    """
+    added = [(token["content"], f"1,{token['content']},2") for token in ours.raw["added_tokens"]]
+    contents = [*TEXTS, *(text for token, text in added if token not in ours.added)]
+    controls = [text for token, text in added if token in ours.added]
+    for texts, here, there in ((contents, ours.encode, encode), (controls, ours.encode_template, encode_template)):
+        for text in texts:
+            if (mine := here(text)) != (other := there(text)):
+                raise CheckFailed(f"the tokens of {text!r} differ", found=f"{mine[:20]} became {other[:20]}")
     compared = 0
     for messages, tools, thinking in CHATS if ours.chat_template is not None else ():
         try:
@@ -212,4 +221,4 @@ def _compare_tokens(
         if mine != (other := chat(messages, tools, thinking)):
             raise CheckFailed("the tokens of a conversation differ", found=f"{mine[:20]} became {other[:20]}")
         compared += 1
-    return len(TEXTS), compared
+    return len(contents) + len(controls), compared

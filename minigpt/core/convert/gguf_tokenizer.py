@@ -19,7 +19,6 @@ from gguf import TokenType
 
 from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError
-from minigpt.core.files import read_json
 from minigpt.core.report import Report
 
 _QWEN2 = (
@@ -74,7 +73,7 @@ def add(writer: gguf.GGUFWriter, folder: Path, vocab_size: int, report: Report) 
     DataError when llama.cpp has no equal for the tokenizer.
     """
     tokenizer = Tokenizer.load(folder)
-    raw = read_json(Path(folder) / "tokenizer.json")
+    raw = tokenizer.raw
     pre = _recognise(raw, report)
     tokens, types = _vocabulary(raw, vocab_size)
     merges = [m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]]

@@ -16,12 +16,13 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from minigpt.core.data import chat, misread, reader
+from minigpt.core.data.added_tokens import ROLES
 from minigpt.core.data.formats import PLAIN, read, split_text, texts
 from minigpt.core.data.placeholders import filled
 from minigpt.core.data.remarks import Remarks
 from minigpt.core.data.roundtrip import RoundTrip
 from minigpt.core.data.schema import BadRow, BadRows, Conversation, Document, Record, WrongStage
-from minigpt.core.data.tokenizer import TOKEN_ROLES, Tokenizer
+from minigpt.core.data.tokenizer import Tokenizer
 from minigpt.core.errors import DataError
 from minigpt.core.files import new_dir, write_json
 from minigpt.core.report import Report
@@ -275,7 +276,7 @@ def frame_of(tokenizer: Tokenizer) -> list[Any]:
 
     The ids around a document, and the special tokens that the chat template asks for by their roles.
     """
-    asked = [name for name in TOKEN_ROLES if name in (tokenizer.chat_template or "")]
+    asked = [name for name in ROLES if name in (tokenizer.chat_template or "")]
     return [tokenizer.opening_id, tokenizer.document_id, {name: tokenizer.role(name) for name in asked}]
 
 

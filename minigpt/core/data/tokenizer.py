@@ -1,7 +1,9 @@
 """Byte-level BPE (Sennrich et al., 2016, arXiv:1508.07909; bytes as in GPT-2): any text in, the same text out.
 
-Content never becomes control: text is encoded by a twin of the tokenizer that knows no added tokens, so `<|im_end|>`
-in somebody's message is six ordinary pieces. Only a chat template's own markers become special ids.
+Content never becomes control: text is encoded by a twin of the tokenizer that knows no control tokens, so `<|im_end|>`
+in somebody's message is six ordinary pieces. Only a chat template's own markers become special ids. Control are added
+tokens that are special, that look like markers (`<think>`, `[INST]`), or that the chat template writes, as `USER:`;
+other added tokens are words of the vocabulary (`covidvirus`, four spaces) and get the ids that transformers gives them.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from minigpt.core.data.added_tokens import MORE_SPECIAL, ROLES, is_control, merged, of_older_days
 from minigpt.core.data.bpe import learn
-from minigpt.core.errors import DataError, UsageError
+from minigpt.core.errors import DataError, MinigptError, UsageError
 from minigpt.core.files import read_json
 
 DOCUMENT = "<|endoftext|>"
@@ -39,7 +42,6 @@ MARKERS = (
     *(f"<|buffer{i}|>" for i in range(1, 10)),
 )  # fmt: skip
 SMALLEST_VOCAB = len(CONTROL) + len(MARKERS) + 256  # specials and single bytes
-TOKEN_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TURN_ENDS = (TURN_END, "<|eot_id|>", "<end_of_turn>", "<|end|>")  # how other families end a turn
 
 
@@ -56,28 +58,46 @@ class Tokenizer:
     ):
         self._json = {**json.loads(raw), "truncation": None, "padding": None}
         self.config = config
-        self.chat_template = chat_template
         self._extra_eos = tuple(extra_eos)
         self._full = tokenizers.Tokenizer.from_str(json.dumps(self._json))
-        # some families add runs of spaces as tokens: those are content like any other
-        blank = [t for t in self._json["added_tokens"] if t["content"].isspace()]
-        self._plain = tokenizers.Tokenizer.from_str(
-            json.dumps({**self._json, "added_tokens": blank, "post_processor": None})
-        )
-        self._moved = {self._plain.token_to_id(t["content"]): int(t["id"]) for t in blank}  # the twin numbers them anew
-        self._inner = self._without_prefix(blank)
-        control = [t for t in self._json["added_tokens"] if not t["content"].isspace()]
+        self._json["added_tokens"] = merged(self._full, self._json.get("added_tokens") or [], config)
+        self._words: list[dict[str, Any]] | None = None
+        self.chat_template = chat_template
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._chat_template
+
+    @chat_template.setter
+    def chat_template(self, source: str | None) -> None:
+        """What the template writes decides which added tokens are control, and so how content is encoded."""
+        self._chat_template = source
+        tokens = self._json["added_tokens"]
+        control = [t for t in tokens if is_control(t, source or "")]
+        words = [t for t in tokens if t not in control]
         self.added = {t["content"]: int(t["id"]) for t in control}
         self.eats_left = frozenset(t["content"] for t in control if t.get("lstrip"))  # spaces before the token
         self.eats_right = frozenset(t["content"] for t in control if t.get("rstrip"))
+        if words != self._words:
+            self._words = words
+            self._plain = self._twin({})
+            # where a vocabulary is a list, the twin numbers these anew
+            twins = {self._plain.token_to_id(t["content"]): int(t["id"]) for t in words}
+            self._moved = {twin: id for twin, id in twins.items() if twin != id}
+            self._inner = self._without_prefix()
 
-    def _without_prefix(self, blank: list[dict[str, Any]]) -> tokenizers.Tokenizer | None:
+    def _twin(self, changes: dict[str, Any]) -> tokenizers.Tokenizer:
+        """The tokenizer without control tokens. changes: of keys of tokenizer.json."""
+        words, model = self._words or [], self._json["model"]
+        if isinstance(model.get("vocab"), dict):
+            model = {**model, "vocab": {**model["vocab"], **{t["content"]: t["id"] for t in words}}}
+        raw = {**self._json, "model": model, "added_tokens": words, "post_processor": None, **changes}
+        return tokenizers.Tokenizer.from_str(json.dumps(raw))
+
+    def _without_prefix(self) -> tokenizers.Tokenizer | None:
         """The twin for text in the midst of a line; None when it would be no other, as for all but old tokenizers."""
         steps = {key: _unprefixed(self._json.get(key)) for key in ("normalizer", "pre_tokenizer")}
-        if all(steps[key] == self._json.get(key) for key in steps):
-            return None
-        raw = {**self._json, **steps, "added_tokens": blank, "post_processor": None}
-        return tokenizers.Tokenizer.from_str(json.dumps(raw))
+        return None if all(steps[key] == self._json.get(key) for key in steps) else self._twin(steps)
 
     # ---------------------------------------------------------------------------------------- making
 
@@ -107,7 +127,7 @@ class Tokenizer:
             token["special"] = token["content"] not in MARKERS  # markers survive skip_special_tokens
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": TURN_START,
+            "bos_token": DOCUMENT,  # prepended, it makes the frame of a training document
             "eos_token": TURN_END,
             "pad_token": DOCUMENT,
             "unk_token": DOCUMENT,
@@ -126,14 +146,18 @@ class Tokenizer:
         config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
         config = read_json(config_file) if config_file.is_file() else {}
         if (roles := folder / "special_tokens_map.json").is_file():
-            config = {**{k: v for k, v in read_json(roles).items() if k in TOKEN_ROLES}, **config}
-        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else _template(config)
+            config = {**{k: v for k, v in read_json(roles).items() if k in (*ROLES, *MORE_SPECIAL)}, **config}
+        if "added_tokens_decoder" not in config and (older := folder / "added_tokens.json").is_file():
+            config = {**config, "added_tokens_decoder": of_older_days(read_json(older), config)}
+        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else _template(config, folder)
         extra: list[int] = []
         for name in ("generation_config.json", "config.json"):
             eos = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
             extra += [eos] if isinstance(eos, int) else list(eos or ())
         try:
             return cls(file.read_text(encoding="utf-8"), config, template, extra)
+        except MinigptError:
+            raise
         except Exception as e:  # the library raises bare Exception for a file it cannot read
             raise DataError(f"{file} is not a tokenizer", found=str(e)) from None
 
@@ -158,12 +182,20 @@ class Tokenizer:
     # ---------------------------------------------------------------------------------------- text and ids
 
     @property
+    def raw(self) -> dict[str, Any]:
+        """tokenizer.json, with the added tokens that only tokenizer_config.json names. Not to be changed."""
+        return self._json
+
+    @cached_property
     def vocab_size(self) -> int:
-        """Number of tokens, added ones included."""
-        return self._full.get_vocab_size(with_added_tokens=True)
+        """The largest id of a token and one more, added ones included: rows that an embedding needs.
+
+        Where ids have gaps that is more than there are tokens.
+        """
+        return max(self._full.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Content as ids; never an added token's. DataError for half a character (a lone surrogate)."""
+        """Content as ids; never a control token's. DataError for half a character (a lone surrogate)."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], inner: bool = False) -> list[list[int]]:
@@ -203,19 +235,17 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> NDArray[np.int64]:
-        """(V,) bytes of text that each token stands for; 0 for added tokens."""
+        """(V,) bytes of text that each token stands for; 0 for control tokens."""
         sizes = np.array([len(content) for content in self.contents], dtype=np.int64)
-        sizes[[id for id in self.added.values() if id < len(sizes)]] = 0
+        sizes[list(self.added.values())] = 0
         return sizes
 
     @cached_property
     def contents(self) -> list[bytes]:
         """(V,) the bytes that each token writes; an added one writes its name."""
-        added = set(self.added.values())
+        added = {int(t["id"]) for t in self._json["added_tokens"]}
         found = [b""] * self.vocab_size
         for spelling, id in self._full.get_vocab(with_added_tokens=True).items():
-            if id >= len(found):
-                continue
             if id in added or (self.is_byte_level and not BYTE_OF.keys() >= set(spelling)):
                 found[id] = spelling.encode()
             else:
@@ -272,7 +302,7 @@ class Tokenizer:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Every added token's id."""
+        """Every control token's id."""
         return frozenset(self.added.values())
 
     @property
@@ -281,14 +311,35 @@ class Tokenizer:
         canonical = json.dumps([self._json, self.chat_template], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    @property
+    def vocabulary(self) -> str:
+        """sha256 of what decides which text an id stands for: vocabulary, merges, how text is split, added tokens.
 
-def _template(config: dict[str, Any]) -> str | None:
-    """The chat template in tokenizer_config.json: one, or several by name of which the default is ours."""
+        Equal for the same tokens in other files: with another template, or as another version writes them.
+        """
+        raw = json.loads(self._full.to_str())
+        added = sorted((t["id"], t["content"]) for t in raw["added_tokens"])
+        canonical = json.dumps([[raw[key] for key in ("model", "normalizer", "pre_tokenizer")], added], sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _template(config: dict[str, Any], folder: Path) -> str | None:
+    """The chat template of tokenizer_config.json: one, or several by name of which the default is ours.
+
+    DataError when there are several and none of them is the default: which one a model is to be asked with decides
+    what it answers.
+    """
     found = config.get("chat_template")
-    if isinstance(found, list):
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+    named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)} if isinstance(found, list) else {}
+    names = [str(name) for name in named] + sorted(f.stem for f in folder.glob("additional_chat_templates/*.jinja"))
+    default = named.get("default") if isinstance(found, list) else found
+    if names and not isinstance(default, str):
+        raise DataError(
+            f"{folder} names chat templates, and none of them is the default",
+            found=", ".join(names),
+            fix=f"write the one that is to be used to {folder / 'chat_template.jinja'}",
+        )
+    return default if isinstance(default, str) else None
 
 
 def _unprefixed(step: Any) -> Any:

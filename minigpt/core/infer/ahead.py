@@ -160,9 +160,9 @@ class Ahead:
         chosen, logits = s.sampler(self._forward(s.token, s.position, keys))
         s.tokens.index_copy_(0, s.step, chosen[None])
         if s.logprobs is not None:
-            of_chosen = logits.log_softmax(-1).gather(1, chosen[:, None])
+            of_chosen = logits.log_softmax(-1).gather(1, chosen[:, None].clamp(min=0))
             s.logprobs.index_copy_(0, s.step, of_chosen.t())
-        s.token.copy_(chosen[:, None])
+        s.token.copy_(chosen[:, None].clamp(min=0))  # an answer that has no token ends when the host looks
         torch.minimum(s.position.add_(s.pace), s.last, out=s.position)
         s.step.add_(1)
 

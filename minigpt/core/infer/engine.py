@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from minigpt.core.data.tokenizer import Tokenizer
-from minigpt.core.errors import UsageError
+from minigpt.core.errors import Diverged, UsageError
 from minigpt.core.infer.ahead import STEPS, Ahead, can
 from minigpt.core.infer.batch_invariance import BatchInvariance, fewest_keys
-from minigpt.core.infer.cache import Pages, Pool, Slots
+from minigpt.core.infer.cache import PAGE, Pages, Pool, Slots, pages
 from minigpt.core.infer.compiled import CompiledStep, rounded
 from minigpt.core.infer.prefill import Prefill
 from minigpt.core.infer.prefix import Prefixes
@@ -157,9 +157,12 @@ class Engine:
                 found=f"context {context:,} tokens",
                 fix="shorten the prompt",
             )
-        for id in params.logit_bias:
-            if not 0 <= id < self.model.config.vocab_size:
-                raise UsageError("logit_bias names a token that is not there", found=str(id))
+        size = self.model.config.vocab_size
+        for what, ids in (("a prompt", prompt), ("logit_bias", params.logit_bias), ("stop_ids", params.stop_ids)):
+            if ids and not 0 <= (worst := min(ids) if min(ids) < 0 else max(ids)) < size:
+                raise UsageError(
+                    f"{what} names a token that is not there", found=str(worst), fix=f"ids go from 0 to {size - 1:,}"
+                )
         limit = min(params.max_tokens, context - len(prompt))
         if not self.pool.fits(len(prompt) + limit):
             raise UsageError(
@@ -284,9 +287,28 @@ class Engine:
         return out
 
     def _leave_finished(self, requests: Sequence[Request]) -> None:
+        if any(isinstance(request.fault, Diverged) for request in requests):
+            self._forget_what_is_no_number(requests)
         for row in reversed(range(len(requests))):
             if requests[row].finish_reason is not None:
                 self._leave(row)
+
+    def _forget_what_is_no_number(self, requests: Sequence[Request]) -> None:
+        """Others will use the memory of rows whose numbers were none: what is hidden from them counts 0 times, and
+        0 times NaN is NaN.
+        """
+        if (filling := self.prefill.filling) is not None:  # it may have begun with a chunk that is no number
+            self.pool.close(len(self.live))
+            filling.filled, self.prefill.filling = 0, None
+            self.prefill.waiting.appendleft(filling)
+        self.prefixes.clear()
+        for row, request in enumerate(requests):
+            if isinstance(request.fault, Diverged):
+                length = self.pool.capacity if isinstance(self.pool, Slots) else pages(request.position + 1) * PAGE
+                piece = self.pool.take(row, 0, length, copy=True)
+                for k, v in piece.copies:
+                    k.nan_to_num_(0, 0, 0), v.nan_to_num_(0, 0, 0)
+                self.pool.put(row, 0, piece)
 
     def _leave(self, row: int) -> None:
         """Free a live row. The last live one takes its place, and the one that is being filled takes the last one's:
@@ -385,7 +407,8 @@ def _record(requests: Sequence[Request], tokens: Sequence[int], logits: Tensor) 
     if not wanted:
         return
     logprobs = logits[wanted].log_softmax(-1)
-    chosen = logprobs.gather(1, torch.tensor([[tokens[i]] for i in wanted], device=logits.device)).squeeze(1).tolist()
+    ids = torch.tensor([[max(tokens[i], 0)] for i in wanted], device=logits.device)
+    chosen = logprobs.gather(1, ids).squeeze(1).tolist()
     for row, i, value in zip(logprobs, wanted, chosen, strict=True):
         requests[i].logprobs.append(value)
         if count := requests[i].params.top_logprobs:

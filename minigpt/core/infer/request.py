@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from minigpt.core.errors import MinigptError
+from minigpt.core.errors import Diverged, MinigptError
 from minigpt.core.infer.text import Detokenizer, StopText
 
 if TYPE_CHECKING:
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from minigpt.core.infer.sampling import SamplingParams
 
 TopLogprobs = list[tuple[int, float]]  # token and nats, the likeliest first
+
+
+def not_numbers() -> Diverged:
+    """What ends an answer, and only this one, whose next token has no distribution."""
+    return Diverged(
+        "the model's logits are not numbers, so there is no next token",
+        fix="the weights are damaged, or 16 bits are too few for them: try --dtype float32, or an earlier step",
+    )
 
 
 @dataclass
@@ -93,8 +101,10 @@ class Request:
             self.fault, self.constraint = fault, None
 
     def accept(self, id: int) -> str:
-        """Take one sampled id. Returns the text it makes final."""
+        """Take one sampled id; a negative one says that the logits are not numbers. Returns the text it makes final."""
         out = ""
+        if id < 0 and self.fault is None:
+            self.fault, self.constraint = not_numbers(), None
         self._follow(lambda constraint: constraint.accept(id))
         if self.fault is not None:
             self.finish_reason = "error"

@@ -7,6 +7,7 @@ Shapes: B rows · V vocab_size.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 HEADS = (32, 256)  # likeliest tokens among which top-p looks: sorting all of them costs more than the model does
 MOST_TOP_LOGPROBS = 100
+LARGEST_BIAS = 1e6  # logits are tens; an infinite one leaves no distribution
+COLDEST = 1e-20  # at any lower temperature every difference of logits is as good as infinite, and logits overflow
+NO_TOKEN = -1  # instead of a token where the logits are not numbers
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,17 @@ class SamplingParams:
         bounds = {
             "max_tokens": self.max_tokens >= 1,
             "min_tokens": 0 <= self.min_tokens <= self.max_tokens,
-            "temperature": self.temperature >= 0,
+            "temperature": 0 <= self.temperature < math.inf,
             "top_k": self.top_k >= 0,
             "top_p": 0 <= self.top_p <= 1,
             "min_p": 0 <= self.min_p <= 1,
-            "repetition_penalty": self.repetition_penalty > 0,
+            "repetition_penalty": 0 < self.repetition_penalty < math.inf,
             "presence_penalty": -2 <= self.presence_penalty <= 2,
             "frequency_penalty": -2 <= self.frequency_penalty <= 2,
             "top_logprobs": 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS,
             "stop": all(self.stop),
+            "stop_ids": all(id >= 0 for id in self.stop_ids),
+            "logit_bias": all(id >= 0 and abs(bias) <= LARGEST_BIAS for id, bias in self.logit_bias.items()),
         }
         for name, ok in bounds.items():
             if not ok:
@@ -136,7 +142,7 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """logits: (B, V) float32, edited in place. Returns tokens (B,), and the logits (B, V) of the distributions they
-        come from.
+        come from. A row whose logits are not numbers gets NO_TOKEN.
 
         Draws must have been made with `prepare`. Greedy rows are edited, but not filtered.
         """
@@ -150,7 +156,7 @@ class Sampler:
                 tokens = torch.where(c["warm"], tokens, _likeliest(logits))
                 filtered = torch.where(c["warm"][:, None], filtered, logits)
             logits = filtered
-        self._count(tokens[:, None])
+        self._count(tokens[:, None].clamp(min=0))
         return tokens, logits
 
     # -------------------------------------------------------------------------------------------- what was said
@@ -218,7 +224,9 @@ class Sampler:
         if len(some) < len(params):
             columns["warm"] = torch.tensor([p.temperature > 0 for p in params], device=self._device)
         if any(p.temperature != 1 for p in some):
-            columns["temperature"] = self._column([p.temperature or 1.0 for p in params])
+            columns["temperature"] = self._column(
+                [max(p.temperature, COLDEST) if p.temperature else 1.0 for p in params]
+            )
         if self.most:
             limits = [0 < p.top_k < self._vocab_size for p in params]
             columns["top_k"] = torch.tensor([limits], device=self._device).t()
@@ -253,7 +261,8 @@ class Sampler:
         below = logits.softmax(-1).to(draws.device).cumsum(-1, dtype=torch.float64)
         u = draws.index_select(1, self.columns["step"])
         # the first token whose sum exceeds u: one of probability 0 adds nothing, so it never is
-        return torch.searchsorted(below, u * below[:, -1:], right=True).squeeze(1).to(logits.device)
+        tokens = torch.searchsorted(below, u * below[:, -1:], right=True).squeeze(1)
+        return tokens.masked_fill(below[:, -1].isnan(), NO_TOKEN).to(logits.device)
 
     # -------------------------------------------------------------------------------------------- columns
 
@@ -277,7 +286,8 @@ class Sampler:
 
 def _likeliest(logits: Tensor) -> Tensor:
     """The first of the largest, (B,). (`argmax` finds the same one, in three times the time.)"""
-    return logits.max(-1).indices
+    best = logits.max(-1)  # which is no number where one of them is none
+    return best.indices.masked_fill(~best.values.isfinite(), NO_TOKEN)
 
 
 def _top_p(logits: Tensor, top_p: Tensor, heads: Sequence[int] = HEADS) -> Tensor:

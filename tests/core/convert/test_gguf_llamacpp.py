@@ -106,6 +106,21 @@ def test_tokens(name, tmp_path):
     ]
 
 
+def test_added_words(tmp_path):
+    """Words added to a vocabulary, also by tokenizer_config.json alone, have one id here and in llama.cpp."""
+    core = tokenizers.Tokenizer.from_str(json.dumps(trained_with("gpt-2").raw))
+    core.add_tokens(["covidvirus", "<think>"])
+    flags = {"lstrip": False, "rstrip": False, "single_word": False}
+    late = {"5000": {"content": "virusword", "special": False, "normalized": True, **flags}}
+    config = {"bos_token": "<|endoftext|>", "eos_token": TURN_END, "added_tokens_decoder": late}
+    tokens = Tokenizer(core.to_str(), config)
+    other = in_llama_cpp(tmp_path, tiny("llama", vocab_size=tokens.vocab_size), tokens=tokens)
+    for text in ("a covidvirus, xviruswordx", "covidvirus virusword"):
+        assert other.tokenize(text) == tokens.encode(text) and len(tokens.encode(text)) < 8
+    text = f"<think>covidvirus{TURN_END}"
+    assert other.tokenize(text, special=True) == tokens.encode_template(text)
+
+
 @pytest.mark.parametrize("thinking", [False, True])
 def test_chat_template(thinking, tmp_path):
     """The template in the file writes a conversation with tools and thoughts as it does here."""

@@ -173,6 +173,26 @@ def test_the_check_sees_what_is_wrong(tmp_path, spoil):
         check.against_transformers(source, tmp_path / "out", "float32")
 
 
+def test_the_check_looks_at_added_tokens(tmp_path):
+    """A word and a marker beyond the vocabulary come back with their ids, or the check fails."""
+    source = own(tmp_path / "ours", vocab_size=330)
+    raw = Tokenizer.load(source).raw
+    word, marker = ({**raw["added_tokens"][-1], "content": c, "special": False} for c in ("covidvirus", "<fim>"))
+    top = Tokenizer.load(source).vocab_size
+    for wrong in (word, marker):
+        kept = [{**t, "id": top + i} for i, t in enumerate((word, marker))]
+        (source / "tokenizer.json").write_text(json.dumps({**raw, "added_tokens": [*raw["added_tokens"], *kept]}))
+        out = tmp_path / wrong["content"].strip("<>")
+        hf.write(source, out)
+        assert check.against_folder(source, out, "float32").texts == len(check.TEXTS) + len(raw["added_tokens"]) + 2
+        lost = [t for t in json.loads((out / "tokenizer.json").read_text())["added_tokens"]
+                if t["content"] != wrong["content"]]  # fmt: skip
+        (out / "tokenizer.json").write_text(json.dumps({**raw, "added_tokens": lost}))
+        for against in (check.against_folder, check.against_transformers):
+            with pytest.raises(CheckFailed, match=wrong["content"]):
+                against(source, out, "float32")
+
+
 @pytest.mark.parametrize("spoil", [spoil_a_weight, spoil_theta, spoil_the_template, spoil_the_vocabulary])
 def test_the_check_of_a_folder_sees_it_too(tmp_path, spoil):
     """As it is used for files, which are opened as a folder of ours."""

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
+from minigpt.core.data.chat import render
 from minigpt.core.data.tokenizer import CONTROL, MARKERS, SMALLEST_VOCAB, Tokenizer, suggested_vocab
 from minigpt.core.errors import DataError, UsageError
 
@@ -71,7 +72,7 @@ def test_saved_folder_opens_in_transformers_with_equal_ids(tmp_path):
     TOKENIZER.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == TOKENIZER.vocab_size
-    assert (theirs.eos_token_id, theirs.pad_token_id, theirs.bos_token_id) == (2, 0, 1)
+    assert (theirs.eos_token_id, theirs.pad_token_id, theirs.bos_token_id) == (2, 0, 0)
     for text in [*TEXTS[:2], "a <|im_end|> b", "<think>\n\n</think>", " \n\t 🙂é", ""]:
         assert theirs(text)["input_ids"] == TOKENIZER.encode_template(text)
         ids = TOKENIZER.encode_template(text)
@@ -151,6 +152,105 @@ def test_roles_from_the_map_and_blank_added_tokens_are_content(tmp_path):
     text = "if x:\n    y"
     assert t.encode(text) == core.encode(text).ids and core.token_to_id("    ") in t.encode(text)
     assert t.token_bytes[t.encode(text)].sum() == len(text)
+
+
+def test_an_added_word_is_content(tmp_path):
+    """`add_tokens(["covidvirus"])` makes a word of the vocabulary: content has the ids that transformers gives it."""
+    folder = foreign(tmp_path / "a", eos_token="<|end_of_text|>")
+    core = Core.from_file(str(folder / "tokenizer.json"))
+    core.add_tokens(["covidvirus", "naïve idea", "<think>"])
+    core.save(str(folder / "tokenizer.json"))
+    t, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    for text in ("a covidvirus, a naïve idea", "covidvirus", "xcovidvirusx"):
+        assert t.encode(text) == theirs(text)["input_ids"]
+        assert t.token_bytes[t.encode(text)].sum() == len(text.encode())
+        assert t.decode(t.encode(text)) == text
+    assert t.encode("covidvirus") == [core.token_to_id("covidvirus")] and "covidvirus" not in t.added
+    assert t.added["<think>"] not in t.encode("<think> and <|end_of_text|>")  # a marker, though not marked special
+    t.chat_template = "{% for m in messages %}{{ m.content }}<|end_of_text|>{% endfor %}"
+    rendered = render(t, [{"role": "user", "content": "covidvirus<think>"}]).ids
+    assert rendered == [core.token_to_id("covidvirus"), *t.encode("<think>"), t.added["<|end_of_text|>"]]
+
+
+def test_what_the_template_writes_is_control(tmp_path):
+    """An added token that the chat template writes comes from no message; a plain word stays one."""
+    folder = foreign(tmp_path / "a", eos_token="<|end_of_text|>")
+    core = Core.from_file(str(folder / "tokenizer.json"))
+    core.add_tokens(["USER:", "assistant"])
+    core.save(str(folder / "tokenizer.json"))
+    t = Tokenizer.load(folder)
+    colon, word = core.token_to_id("USER:"), core.token_to_id("assistant")
+    assert t.encode("USER: assistant")[0] == colon
+    t.chat_template = "{% for m in messages %}USER: {{ m.content }}{% endfor %} assistant"
+    ids = render(t, [{"role": "user", "content": "USER: assistant"}], generation_prompt=True).ids
+    assert ids.count(colon) == 1 and ids.count(word) == 2 and "USER:" in t.added
+
+
+def test_tokens_of_the_configuration_are_merged(tmp_path):
+    """Special tokens that only tokenizer_config.json names: ids and text as transformers has them."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    decoder = {
+        "310": {"content": "<|b|>", **flags}, "303": {"content": "<|a|>", **flags},
+        "311": {"content": "virusword", **flags, "special": False},
+    }  # fmt: skip
+    folder = foreign(tmp_path / "a", eos_token="<|z|>", pad_token="<|a|>", added_tokens_decoder=decoder,
+                     additional_special_tokens=["<|y|>"], tokenizer_class="PreTrainedTokenizerFast")  # fmt: skip
+    t, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    added = theirs.get_added_vocab()
+    assert {**t.added, "virusword": t.encode("virusword")[0]} == added and t.vocab_size == len(theirs)
+    assert (t.role("eos_token"), t.role("pad_token")) == (theirs.eos_token_id, theirs.pad_token_id)
+    text = "fox<|a|><|b|>virusword<|y|> dog<|z|>"
+    assert t.encode_template(text) == theirs(text)["input_ids"] and not t.special_ids & set(t.encode(text))
+    t.save(tmp_path / "b")
+    again = Tokenizer.load(tmp_path / "b")
+    assert again.fingerprint == t.fingerprint
+    assert AutoTokenizer.from_pretrained(tmp_path / "b").get_added_vocab() == added
+
+
+def test_an_old_list_of_added_tokens_is_merged(tmp_path):
+    """added_tokens.json, as transformers 4 wrote it beside a tokenizer.json."""
+    folder = foreign(tmp_path / "a", eos_token="<|z|>", tokenizer_class="PreTrainedTokenizerFast")
+    (folder / "added_tokens.json").write_text('{"<|z|>": 303, "virusword": 304}')
+    t, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    assert t.encode_template("fox<|z|>virusword") == theirs("fox<|z|>virusword")["input_ids"]
+    assert t.added["<|z|>"] in t.eos_ids and "virusword" not in t.added
+
+
+def test_ids_with_gaps(tmp_path):
+    """An end token above the count of tokens still ends, and its row is counted; ids are the library's."""
+    folder = foreign(tmp_path / "a", eos_token="</s>")
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["model"]["vocab"]["</s>"] = 1000
+    raw["added_tokens"].append({**raw["added_tokens"][0], "id": 1000, "content": "</s>"})
+    raw["added_tokens"].append({**raw["added_tokens"][0], "id": 1005, "content": "virusword", "special": False})
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    t, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    assert t.role("eos_token") == theirs.eos_token_id == 1000 and 1000 in t.eos_ids
+    assert t.vocab_size == max(theirs.get_vocab().values()) + 1
+    assert t.encode("a virusword b") == theirs("a virusword b")["input_ids"]
+    assert len(t.contents) == len(t.token_bytes) == t.vocab_size
+
+
+def test_templates_without_a_default_are_named(tmp_path):
+    """Several chat templates of which none is the default: told, instead of a base model."""
+    named = [{"name": "rag", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    folder = foreign(tmp_path / "a", eos_token="<|end_of_text|>", chat_template=named)
+    with pytest.raises(DataError, match="none of them is the default") as fault:
+        Tokenizer.load(folder)
+    assert fault.value.found == "rag, tool_use" and "chat_template.jinja" in fault.value.fix
+    (folder / "chat_template.jinja").write_text("c")
+    assert Tokenizer.load(folder).chat_template == "c"
+    named.append({"name": "default", "template": "d"})
+    assert Tokenizer.load(foreign(tmp_path / "b", chat_template=named)).chat_template == "d"
+
+
+def test_bos_makes_the_frame_of_a_document(tmp_path):
+    """lm-eval and others put bos before a text: so began the documents that the model learnt from."""
+    TOKENIZER.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    text = TEXTS[1]
+    assert [theirs.bos_token_id, *theirs(text)["input_ids"]] == [TOKENIZER.opening_id, *TOKENIZER.encode(text)]
+    assert theirs(text)["input_ids"] == TOKENIZER.encode(text)  # nothing is added unasked
 
 
 def test_half_a_character_is_named():

@@ -89,12 +89,12 @@ def recipe(cfg: Config, out: Path) -> list[Step]:
     texts, chats, questions = (f"sample:{part}:{cfg.lang}" for part in ("text", "chat", "eval"))
     default = DeviceConfig()
     machine = {k: v for k, v in vars(cfg.device).items() if v != getattr(default, k)}
-    passes = (2, 3) if cfg.lang == "both" else (3, 5)  # one language is half the data
+    passes = (1.5, 2) if cfg.lang == "both" else (3, 4)  # one language is half the data
     lengths: list[dict[str, Any]] = [{"epochs": n} for n in passes]
     if cfg.smoke:
         lengths = [{"steps": 10, "eval_every": 5}] * 2
     test = {"rows": 32, "max_tokens": 16} if cfg.smoke else {}
-    shape = {"max_len": 256, "batch_tokens": 2048, "optimizer": "muon", "log_every": 100, **machine}
+    shape = {"max_len": 256, "batch_tokens": 4096, "optimizer": "muon", "log_every": 100, **machine}
     begin, question = PROMPTS["zh" if cfg.lang == "zh" else "en"]
     tokenizer, base, model = (str(out / made) for made in MADE)
     pretraining = {"data": [texts], "tokenizer": tokenizer, "size": "1m", "sample_prompt": [begin], "out": base}

@@ -39,6 +39,9 @@ def fault(words: list[str]) -> str | None:
         if flag in ("-c", "--config"):  # read even now; that it holds sense is for the page to show when it runs
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             Path(file).touch()
+    if "--resume" in words and words[words.index("--resume") + 1] != "auto":  # a run whose options would be read
+        words = [*words, "-o", "new"]
+        words[words.index("--resume") + 1] = "auto"
     end = words.index("--") if "--" in words else len(words)
     stop = [] if ASKS & set(words) else ["--show-config"]
     code, _, stderr = run_cli(*words[:end], *stop, *words[end:])

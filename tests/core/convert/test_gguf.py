@@ -301,10 +301,10 @@ def test_an_earlier_file_survives_a_failure(tmp_path, tokens):
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}}, "Split"),
     ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
     ({"post_processor": {"type": "TemplateProcessing", "single": [
-        {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}}},
-     "[0,"),
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}}},
+     "[1,"),
 ])  # fmt: skip
 def test_tokenizers_that_llama_cpp_has_no_words_for(change, named, tmp_path, tokens):
     """Refused by name, never approximated."""

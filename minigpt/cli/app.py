@@ -115,6 +115,10 @@ def _run(request: Request, words: list[str], console: Console) -> int:
             from minigpt.stages.opening import resumed
 
             config, origins = resumed(request.command.name, config, origins)
+        if asked.get("model") and hasattr(config, "sample"):
+            from minigpt.stages.loading import shown_sampling
+
+            shown_sampling(config, origins)
         console.json = False  # the page is YAML, whatever else was asked for
         skip = {f.name for f in fields(CommonConfig)}
         console.page(dump(config, origins, everything=True, skip=skip).rstrip("\n"))

@@ -14,7 +14,8 @@ from minigpt.core.files import quoted
 from minigpt.core.groups import CommonConfig, DeviceConfig, LoadConfig, SampleConfig
 from minigpt.core.report import Context, Report, Result
 from minigpt.stages.conversation import Conversation
-from minigpt.stages.loading import load_model, model_option
+from minigpt.stages.loading import load_model, model_option, sample_as_its_makers
+from minigpt.stages.prompts import BOM
 from minigpt.stages.slash import obey, switch_tools
 
 EXAMPLES = (
@@ -44,7 +45,8 @@ def run(cfg: Config, context: Context) -> Result:
     path = model_path(cfg.model, report)
     from minigpt.core.infer.engine import Engine
 
-    model = load_model(path, cfg.load, cfg.device)
+    sample_as_its_makers(cfg.sample, context.origins, path, report)
+    model = load_model(path, cfg.load, cfg.device, report)
     if not model.is_chat:
         report.warn(
             f"{model.path} is a base model: it continues your text instead of answering",
@@ -169,7 +171,7 @@ class Reader:
         line = sys.stdin.readline() if sys.stdin is not None else ""
         if not line:
             raise EOFError
-        return line.rstrip("\r\n")
+        return line.lstrip(BOM).rstrip("\r\n")
 
     def _prompt(self, text: str) -> None:
         """Write to a person's stderr; a closed one disturbs nothing."""

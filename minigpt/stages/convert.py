@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.core.config import assignments, group, opt
 from minigpt.core.errors import UsageError
 from minigpt.core.files import new_dir, new_file
-from minigpt.core.groups import DTYPES, CommonConfig, precision
+from minigpt.core.groups import DTYPES, CommonConfig, SampleConfig, precision
 from minigpt.core.report import Context, Report, Result
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def to_gguf(cfg: Config, opened: Opened, out: Path, report: Report) -> dict[str,
     from minigpt.core.convert.open import need_gguf
 
     need_gguf()
-    from minigpt.core.convert import card, gguf_read, gguf_write, modelfile
+    from minigpt.core.convert import card, generation_config, gguf_read, gguf_write, modelfile
     from minigpt.core.data.tokenizer import Tokenizer
 
     beside = modelfile_of(out)
@@ -148,7 +148,9 @@ def to_gguf(cfg: Config, opened: Opened, out: Path, report: Report) -> dict[str,
         license = cfg.license or card.license_of(opened.path)
         gguf_write.write(opened.path, work, quant=cfg.quant, license=license, report=report)
         found = checked(cfg, opened, work, gguf_read.unpack, cfg.quant, report)
-        modelfile.write(beside, out.name, Tokenizer.load(opened.path), report)
+        sample = SampleConfig()
+        generation_config.apply(sample, {}, opened.path)
+        modelfile.write(beside, out.name, Tokenizer.load(opened.path), report, sample)
     return {"precision": cfg.quant, "modelfile": str(beside), **found}
 
 

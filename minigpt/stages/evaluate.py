@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def run(cfg: Config, context: Context) -> Result:
     from minigpt.core.convert.open import open_model
 
     path = open_model(cfg.model, context.report).path
-    model = load_model(path, cfg.load, cfg.device)
+    model = load_model(path, cfg.load, cfg.device, context.report)
     return answered(cfg, context, model) if cfg.answers else predicted(cfg, context, model)
 
 
@@ -65,6 +66,7 @@ def predicted(cfg: Config, context: Context, model: Model) -> Result:
     from minigpt.core.data import store
     from minigpt.core.data.source import eval_batches
     from minigpt.core.eval.harness import evaluate, length_label
+    from minigpt.core.infer.request import not_numbers
 
     kind = cfg.kind if cfg.kind != "auto" else ("chat" if model.is_chat else "text")
     data = store.build(cfg.data, model.tokenizer, kind=kind, val_share=0.0, max_bad=cfg.max_bad, report=context.report)
@@ -90,6 +92,8 @@ def predicted(cfg: Config, context: Context, model: Model) -> Result:
                 bar.update(seen, f"{seen} rows")
 
         scores = evaluate(model.decoder, counted(), model.tokenizer.token_bytes, model.runtime.device)
+    if not math.isfinite(scores.loss):
+        raise not_numbers()
     lines = [
         f"loss            {scores.loss:.4f} nats a token",
         f"perplexity      {scores.perplexity:.2f}",

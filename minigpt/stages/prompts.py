@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from minigpt.core.infer.model import Model
 
 Row = dict[str, Any]
+BOM = "\ufeff"  # before a file, and, where files were joined, before any line
 AHEAD = 1024  # lines that are read before they are asked for
 
 
@@ -22,7 +23,7 @@ def rows(given: Sequence[str], stream: IO[str] | None, idle: Callable[[], bool])
     """Prompt rows: those that were given, then the stream's. None = nothing has arrived yet, ask again.
 
     idle: whether there is nothing else to do than to wait for the next line. `where` names each row for messages.
-    DataError for a line that is neither text nor a prompt.
+    A line that is neither text nor a prompt has its DataError under `fault`, and its text as the prompt.
     """
     yield from ({"prompt": p, "where": "--prompt"} for p in given)
     if stream is None:
@@ -32,8 +33,8 @@ def rows(given: Sequence[str], stream: IO[str] | None, idle: Callable[[], bool])
         number += line is not None
         if line is None:
             yield None
-        elif line.strip():
-            yield {**parse(line, number), "where": f"stdin:{number}"}
+        elif (text := line.lstrip(BOM)).strip():
+            yield {**parse(text, number), "where": f"stdin:{number}"}
 
 
 def _arriving(stream: IO[str], idle: Callable[[], bool]) -> Iterator[str | None]:
@@ -92,23 +93,32 @@ def parse(line: str, number: int) -> Row:
         return {"prompt": row}
     if isinstance(row.get("prompt"), str) or "messages" in row:
         return dict(row)
-    raise DataError(
+    fault = DataError(
         f"stdin:{number} has neither a `prompt` text nor a `messages` list", found=text, fix='write {"prompt": "…"}'
     )
+    return {"prompt": text, "fault": fault}
 
 
-def ids(model: Model, row: Row, *, raw: bool = False, think: bool | None = None) -> list[int]:
+def ids(model: Model, row: Row, *, raw: bool = False, control: bool = False, think: bool | None = None) -> list[int]:
     """Token ids of one prompt row: the chat template for a chat model, else a document's beginning.
 
-    DataError for messages that are none, and for a prompt that fills the context; UsageError for messages to a base
-    model.
+    control: special tokens spelled in a raw prompt are these tokens. DataError for a row that is no prompt, messages
+    that are none, and a prompt that fills the context; UsageError for messages to a base model, and for control where
+    the chat template alone writes it.
     """
     from minigpt.core.data.chat import render
     from minigpt.core.data.formats import prompt_messages
     from minigpt.core.data.schema import BadRow
 
     tokenizer, where = model.tokenizer, row["where"]
+    if "fault" in row:
+        raise row["fault"]
     if "messages" in row or (model.is_chat and not raw):
+        if control:
+            raise UsageError(
+                f"{where} is asked through the chat template, which writes the special tokens itself",
+                fix="--control is for prompts of base models, and with --raw for those of others",
+            )
         if not model.is_chat:
             raise UsageError(f"{model.path} has no chat template, so it cannot read messages", fix="give it prompts")
         asked = row if "messages" in row else {"messages": [{"role": "user", "content": row["prompt"]}]}
@@ -118,10 +128,19 @@ def ids(model: Model, row: Row, *, raw: bool = False, think: bool | None = None)
             raise DataError(f"{where} has {fault.reason}{fault.detail}", found=str(asked), fix=fault.fix) from None
         found = render(tokenizer, record.messages, record.tools, generation_prompt=True, thinking=think).ids
     else:
-        found = [tokenizer.opening_id, *tokenizer.encode(row["prompt"])]
+        found = tokenizer.encode_template(row["prompt"]) if control else tokenizer.encode(row["prompt"])
+        if found[:1] != [tokenizer.opening_id]:
+            found = [tokenizer.opening_id, *found]
     context = model.decoder.config.max_position_embeddings
     if len(found) >= context:
         raise DataError(
             f"{where} has {len(found):,} tokens, and the model's context is {context:,}", fix="shorten this prompt"
         )
     return found
+
+
+def spelled_marker(model: Model, row: Row, control: bool) -> str | None:
+    """A special token that a raw prompt spells, where it is read as letters."""
+    if control or "messages" in row:
+        return None
+    return next((marker for marker in model.tokenizer.added if marker in row["prompt"]), None)

@@ -49,7 +49,7 @@ def test_an_interrupt_while_modules_are_imported(module, command, tmp_path):
     out = tmp_path / "run"
     args = ["-d", "sample:text", "--size", "1m", "-o", str(out)] if command == "pretrain" else []
     code, stdout, said = interrupted_at(module, [command, *args], tmp_path / "cache")
-    assert code == Exit.ABORTED and said.endswith(TOLD) and "Traceback" not in said, said
+    assert code == Exit.ABORTED and said.endswith(TOLD) and "Traceback" not in said, (code, said)
     assert stdout == "" or command == "doctor"  # which prints what it knows already
     assert not out.exists() or [p.name for p in out.iterdir() if p.name != ".lock"] == []
 

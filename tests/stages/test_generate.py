@@ -12,8 +12,11 @@ import torch
 
 from minigpt.core.data import chat as templates
 from minigpt.core.data.tokenizer import Tokenizer
+from minigpt.core.infer.engine import Engine
 from minigpt.core.models import folder
 from tests.conftest import run_cli, tiny
+
+request = Engine.request
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +64,85 @@ def test_each_line_is_answered_when_it_comes(runs):
             assert json.loads(running.stdout.readline())["prompt"] == prompt
         running.stdin.write('{"nothing": 1}\n')
         running.stdin.flush()
-        assert running.wait(timeout=60) == 3  # although the pipe is still open
+        assert "stdin:3 has neither" in json.loads(running.stdout.readline())["error"]
+        running.stdin.close()
+        assert running.wait(timeout=60) == 3
         assert running.stderr.read().startswith("error: stdin:3 has neither")
 
 
-def test_rows_before_a_fault_are_answered(runs):
-    lines = ["the", '{"prompt": "fox"}', '{"question": "?"}', "dog"]
-    code, out, err = run_cli("generate", "-m", runs / "base", "--max-tokens", "3", stdin="\n".join(lines))
-    assert (code, [row["prompt"] for row in rows(out)]) == (3, ["the", "fox"])
-    assert "stdin:3" in err
+def test_a_row_without_an_answer_does_not_end_the_job(runs):
+    """Too long, no prompt, no text: an error row each in its place, the rest as ever, and 3 in the end."""
+    long = "the quick brown fox " * 60
+    lines = ["the", long, '{"question": "?"}', '{"prompt": "a\\ud800"}', "fox"]
+    args = ["generate", "-m", runs / "base", "--max-tokens", "3"]
+    code, out, err = run_cli(*args, "--n", "2", stdin="\n".join(lines))
+    assert code == 3 and "stdin:2" in err and "3 of 7 answers failed" in err
+    found = rows(out)
+    assert [("error" in row) for row in found] == [False, False, True, True, True, False, False]
+    assert found[2]["prompt"] == long and "context is 128" in found[2]["error"] and "text" not in found[2]
+    assert "stdin:3" in found[3]["error"] and "half a character" in found[4]["error"]
+    assert found[:2] + found[5:] == rows(run_cli(*args, "--n", "2", stdin="the\nfox")[1])
+    code, out, _ = run_cli(*args, "--json", stdin="\n".join(lines))
+    told = json.loads(out)
+    assert (code, told["status"], told["code"], len(told["completions"])) == (3, "error", 3, 5)
+
+
+@pytest.mark.parametrize("given", ["", "\n \n", "\ufeff\n"])
+def test_an_empty_stdin_is_told(runs, given):
+    """Somebody forgot the prompts, or the file is empty: no success without a word."""
+    code, out, err = run_cli("generate", "-m", runs / "base", stdin=given)
+    assert (code, out) == (2, "") and "stdin is empty" in err
+
+
+def test_a_byte_order_mark_is_no_text(runs):
+    """Windows' programs put it before a file, and joined files have it before any line."""
+    args = ["generate", "-m", runs / "base", "--max-tokens", "3"]
+    want = run_cli(*args, stdin='{"prompt": "fox"}\nfox\n')[1]
+    assert run_cli(*args, stdin='\ufeff{"prompt": "fox"}\n\ufefffox\n')[1] == want
+
+
+def test_control_reads_markers(runs, monkeypatch):
+    """--raw spells special tokens as letters, and says so; --control reads them as `tokenize encode` does."""
+    asked = []
+    monkeypatch.setattr(Engine, "request", lambda self, ids, *a, **k: asked.append(ids) or request(self, ids, *a, **k))
+    text = "<|im_start|>user\nfox<|im_end|>\n<|im_start|>assistant\n"
+    args = ["generate", "-m", runs / "chat", "-p", text, "--max-tokens", "2"]
+    code, _, err = run_cli(*args, "--raw")
+    assert code == 0 and "read as letters" in err and "--control" in err
+    code, _, err = run_cli(*args, "--raw", "--control")
+    assert code == 0 and "read as letters" not in err
+    assert run_cli("generate", "-m", runs / "chat", "-p", "fox", "--max-tokens", "2")[0] == 0
+    letters, markers, rendered = asked
+    tokenizer = Tokenizer.load(runs / "chat")
+    assert not tokenizer.special_ids & set(letters[1:])
+    assert markers == [0, *tokenizer.encode_template(text)] and markers[1:] == rendered
+    asked.clear()
+    assert run_cli("generate", "-m", runs / "base", "-p", "<|endoftext|>fox", "--control", "--max-tokens", "2")[0] == 0
+    assert asked == [[0, *tokenizer.encode("fox")]]
+    code, _, err = run_cli("generate", "-m", runs / "chat", "-p", "fox", "--control")
+    assert code == 2 and "--raw" in err
+
+
+def test_logits_that_are_no_numbers(runs, tmp_path):
+    """Damaged weights are told as such by `generate`, `chat` and `eval`, at temperature 0 as well."""
+    model, _ = folder.load(runs / "chat")
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    folder.write(tmp_path, model, model.config, eos_token_id=[2, 0], pad_token_id=0)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((runs / "chat" / name).read_bytes())
+    (tmp_path / "q.jsonl").write_text(
+        json.dumps(
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "answer": "b"}
+        )
+    )
+    for temperature in ("0", "1e-38", "1"):
+        code, out, err = run_cli("generate", "-m", tmp_path, "-p", "fox", "--temperature", temperature)
+        assert code == 6 and "not numbers" in err and "fault of minigpt" not in err and "error" in rows(out)[0]
+    assert run_cli("chat", "-m", tmp_path, "-p", "fox", "--temperature", "0")[0] == 6
+    for more in ([], ["--answers"]):
+        code, out, err = run_cli("eval", "-m", tmp_path, "-d", tmp_path / "q.jsonl", *more)
+        assert code == 6 and "not numbers" in err and out == ""
 
 
 @pytest.mark.parametrize("form, whole", [

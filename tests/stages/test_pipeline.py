@@ -46,8 +46,8 @@ def pretrained(base):
 @pytest.fixture(scope="module")
 def tuned(base, pretrained):
     code, out, err = run_cli(
-        "sft", "-m", base / "pt", "-d", base / "alpaca.json", "--val-data", base / "alpaca.json", "--epochs", "40", "--lr", "4e-3", "-o",
-        base / "sft", "--json", "--sample-prompt", "Say fox", "--batch-tokens", "512",
+        "sft", "-m", base / "pt", "-d", base / "alpaca.json", "--val-data", base / "alpaca.json", "--epochs", "40",
+        "--lr", "4e-3", "-o", base / "sft", "--json", "--sample-prompt", "Say fox", "--batch-tokens", "512",
     )  # fmt: skip
     assert code == 0, out
     return json.loads(out), err

@@ -108,15 +108,20 @@ _RENDERED = (
 )
 
 
-def write(path: Path, model: str, tokenizer: Tokenizer, report: Report | None = None) -> None:
+def write(
+    path: Path, model: str, tokenizer: Tokenizer, report: Report | None = None, sample: SampleConfig | None = None
+) -> None:
     """Write the Modelfile `path` for the GGUF file named `model` in the same directory.
 
-    report: hears when the tokenizer's chat template has no translation; Ollama then guesses one.
+    report: hears when the tokenizer's chat template has no translation; Ollama then guesses one. sample: how to choose
+    the next token; None = as this program does.
     """
-    write_atomic(path, text(model, tokenizer, report or Report(), path.name))
+    write_atomic(path, text(model, tokenizer, report or Report(), path.name, sample))
 
 
-def text(model: str, tokenizer: Tokenizer, report: Report, file: str = "Modelfile") -> str:
+def text(
+    model: str, tokenizer: Tokenizer, report: Report, file: str = "Modelfile", sample: SampleConfig | None = None
+) -> str:
     """What `write` writes into a file of this name."""
     lines = [f"# ollama create {quoted(Path(model).stem)} -f {quoted(file)}", f"FROM ./{model}", ""]
     template, system = translate(tokenizer)
@@ -133,12 +138,13 @@ def text(model: str, tokenizer: Tokenizer, report: Report, file: str = "Modelfil
     if TURN_START in tokenizer.added:
         stops.append(TURN_START)  # a model that begins the user's turn has ended its own
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
-    usual = SampleConfig()  # Ollama has defaults of its own, and its penalty hurts small models
+    sample = sample or SampleConfig()  # Ollama has defaults of its own, and its penalty hurts small models
     lines += [
-        f"PARAMETER temperature {usual.temperature:g}",
-        f"PARAMETER top_k {usual.top_k}",
-        f"PARAMETER top_p {usual.top_p:g}",
-        f"PARAMETER repeat_penalty {usual.repetition_penalty:g}",
+        f"PARAMETER temperature {sample.temperature:g}",
+        f"PARAMETER top_k {sample.top_k}",
+        f"PARAMETER top_p {sample.top_p:g}",
+        *([f"PARAMETER min_p {sample.min_p:g}"] if sample.min_p else []),
+        f"PARAMETER repeat_penalty {sample.repetition_penalty:g}",
     ]
     return "\n".join(lines) + "\n"
 

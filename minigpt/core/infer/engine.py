@@ -125,9 +125,13 @@ class Engine:
         """Answer requests as they come, and hand completions over in that order as soon as they are ready.
 
         None among the requests says that there is none now; it is asked again after a step. More are taken than can be
-        computed at once, so that none waits for a long one.
+        computed at once, so that none waits for a long one. The first request with a fault raises it and ends all.
         """
-        return (request.completion() for request in self._ordered(requests, 4 * self.rows))
+        return (request.completion() for request in self.ended(requests))
+
+    def ended(self, requests: Iterable[Request | None]) -> Iterator[Request]:
+        """As `completions`, but hands the requests over: one with a fault takes no other with it."""
+        return self._ordered(requests, 4 * self.rows)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[str]:
         """The text of one completion as it becomes final."""
@@ -201,6 +205,8 @@ class Engine:
                         break
                     given.append(request)
                     request.streams = False
+                    if request.finish_reason is not None:  # handed over before more is waited for
+                        break
                     self.submit(request)
                 if self.busy:
                     self.step()

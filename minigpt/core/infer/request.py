@@ -22,7 +22,7 @@ TopLogprobs = list[tuple[int, float]]  # token and nats, the likeliest first
 def not_numbers() -> Diverged:
     """What ends an answer, and only this one, whose next token has no distribution."""
     return Diverged(
-        "the model's logits are not numbers, so there is no next token",
+        "the model's logits are not numbers, so no token is likelier than another",
         fix="the weights are damaged, or 16 bits are too few for them: try --dtype float32, or an earlier step",
     )
 
@@ -77,6 +77,11 @@ class Request:
     text: list[str] = field(default_factory=list)
     finish_reason: str | None = None
     end_id: int | None = None
+
+    @classmethod
+    def failed(cls, fault: MinigptError, params: SamplingParams, detokenizer: Detokenizer) -> Request:
+        """One that could not be made, so that its fault is handed over in turn."""
+        return cls(0, (), params, 0, 0, frozenset(), detokenizer, StopText(()), fault=fault, finish_reason="error")
 
     @property
     def position(self) -> int:

@@ -16,6 +16,7 @@ import pytest
 from minigpt.core.convert import modelfile
 from minigpt.core.data import chat
 from minigpt.core.data.tokenizer import Tokenizer
+from minigpt.core.groups import SampleConfig
 from minigpt.core.report import Report
 from tests.core.convert.llamacpp import mixed_texts
 
@@ -50,6 +51,14 @@ def parts(text: str) -> dict[str, Any]:
     for name, value in re.findall(r"^PARAMETER (\w+) (.+)$", text, re.MULTILINE):
         found.setdefault(name, []).append(value)
     return found
+
+
+def test_sampling_is_the_models_own():
+    """What a model's makers say of sampling goes into its Modelfile."""
+    sample = SampleConfig(temperature=0.6, top_k=20, min_p=0.05, repetition_penalty=1.1)
+    found = parts(modelfile.text("x.gguf", tokenizer(chat.template()), Told(), sample=sample))
+    named = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+    assert [found[name] for name in named] == [["0.6"], ["20"], ["0.95"], ["0.05"], ["1.1"]]
 
 
 def test_what_ends_an_answer():

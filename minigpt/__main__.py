@@ -71,12 +71,17 @@ def main() -> int:
         from minigpt.cli.app import main as run
 
         answer.begun = True
-        return run()
+        code = run()
     except KeyboardInterrupt:  # before or after the place where faults are told
         tell()
-        return ABORTED
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is Python's own end
+        code = ABORTED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is Python's own end
+    if code == ABORTED:  # which threads that were left in the middle of something may not survive
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or nobody listens
+                stream.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -159,6 +159,12 @@ def test_a_real_model_streams_what_generate_says(runs):
     assert (code, out, err) == (0, row["text"] + "\n", "")
 
 
+def test_a_byte_order_mark_is_no_text(runs):
+    """Windows' programs put it before a piped file."""
+    args = ("chat", "-m", runs / "chat", "--max-tokens", "12", "--temperature", "0")
+    assert run_cli(*args, stdin="\ufeffthe fox\n") == run_cli(*args, stdin="the fox\n")
+
+
 def test_each_piece_is_out_before_the_next_is_made(runs, monkeypatch):
     """Streaming: what was said is already on stdout when the model goes on."""
     heard = []

@@ -41,6 +41,9 @@ def load(
 ) -> Model:
     """Load a run directory (its newest step), a step directory or a Hugging Face folder.
 
+    The model computes, and is not trained or saved any more: on a CPU its matrices are laid out for products, and are
+    no parameters (`minigpt.core.models.folder.load` keeps them as they are).
+
     quant: weights in fewer bits, on a CPU: `int8`, `fp16`. rope_scaling: `yarn:4` makes the context four times as long.
     compile: lay weights out for an Engine that compiles.
     DataError when files are missing, damaged or do not fit each other; UsageError for options that do not go together.

@@ -185,7 +185,7 @@ def test_compiled_is_eager(quant, paged):
     params = SamplingParams(max_tokens=20, temperature=0, min_tokens=20)
 
     model = tiny("qwen3", max_position_embeddings=1024)
-    {"none": lean.fuse, "int8": partial(lean.int8, compile=True), "fp16": lean.fp16}[quant](model)
+    {"none": lean.pack, "int8": partial(lean.int8, compile=True), "fp16": lean.fp16}[quant](model)
     options = {"paged": True, "cache_tokens": 4096} if paged else {}
     eager = Engine(model, Letters()).generate(given, params)
     compiled = Engine(model, Letters(), compile=True, **options).generate(given, params)

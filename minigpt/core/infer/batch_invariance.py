@@ -28,6 +28,9 @@ from minigpt.core.nn.seqinfo import SeqInfo
 REFERENCE_ROWS = 4  # whose bits all others are compared with: every library has a kernel for so many
 BATCH_SIZES = (*range(1, 17), 18, 20, 24, 28, 32, 36, 40, 48, 56, 64)
 MANY_KEYS = 512  # of which attention surely has the kernel that it has for more
+PROBED = 64  # rows of a measurement
+DISTINCT = 64  # rows of its matrix; the others repeat them
+LAST_SEEN = (15, 47, 63, 90, 127, 170, 191, 255, 340)  # of a text of so many tokens, beside longer ones
 Product = Callable[[Tensor], Tensor]
 
 
@@ -67,32 +70,50 @@ class BatchInvariance:
 
     @torch.inference_mode()
     def _measure(self, rows: int) -> bool:
-        weight = self._model.head_weight
-        same = all(_same_rows(compute, width, weight.dtype, rows) for compute, width in products(self._model))
-        return same and all(
-            _same_attention(m.heads, m.kv_heads, m.head_dim, weight.dtype, rows) for m in mixers(self._model)
+        dtype = self._model.head_weight.dtype
+        return (
+            all(_same_product(make, shape, dtype, rows) for make, shape in products(self._model))
+            and all(_same_rows(gated, 2 * width, dtype, rows) for width in gated_widths(self._model))
+            and all(
+                _same_attention(m.heads, m.kv_heads, m.head_dim, kind, rows)
+                for m in mixers(self._model)
+                for kind in {dtype, torch.float32}  # which it computes in: results in 16 bits would hide its rounding
+            )
         )
 
 
-def products(model: Decoder) -> Iterator[tuple[Product, int]]:
-    """One product of each kind and shape in a model, and what it takes: the width of its input."""
-    kinds: dict[object, tuple[Product, int]] = {}
-    fused = [getattr(m, name, None) for m in model.modules() for name in ("fused", "o_proj", "down_proj")]
-    for made in [*fused, model.packed_head]:
+def plain(weight: Tensor) -> Product:
+    """The product that a layer makes of a matrix which nobody laid out."""
+    return functools.partial(F.linear, weight=weight)
+
+
+def products(model: Decoder) -> Iterator[tuple[Callable[[Tensor], Product], tuple[int, int]]]:
+    """Each kind and shape of product in a model: how one is made of a matrix (N, K), and (N, K)."""
+    kinds: set[tuple[Callable[[Tensor], Product], tuple[int, int]]] = set()
+    laid_out = [getattr(m, name, None) for m in model.modules() for name in ("fused", "o_proj", "down_proj")]
+    for made in [*laid_out, model.packed_head]:
         if isinstance(made, Packed) and not isinstance(made, Int8Linear):  # which adds whole numbers, exactly
-            kinds[type(made), made.inputs, made.outputs] = made, made.inputs
+            kinds.add((type(made), (made.outputs, made.inputs)))
         elif isinstance(made, Joined):
-            kinds[tuple(made.weight.shape)] = made, made.weight.shape[1]
+            kinds.add((plain, (made.weight.shape[0], made.weight.shape[1])))
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            kinds[tuple(module.weight.shape)] = module, module.in_features
-        if isinstance(module, MLP) and module.fused is None:
-            # Numbers that fill no vector are computed one by one; of a fused product every row has its own.
-            kinds["silu", module.gate_proj.out_features] = F.silu, module.gate_proj.out_features
+            kinds.add((plain, (module.out_features, module.in_features)))
     if model.packed_head is None:
-        head = model.head_weight
-        kinds[tuple(head.shape)] = functools.partial(F.linear, weight=head), head.shape[1]
-    yield from kinds.values()
+        kinds.add((plain, (model.head_weight.shape[0], model.head_weight.shape[1])))
+    yield from kinds
+
+
+def gated(x: Tensor) -> Tensor:
+    """silu(gate) * up, as of a fused product. Numbers that fill no vector are computed one by one, and otherwise."""
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def gated_widths(model: Decoder) -> set[int]:
+    """Intermediate sizes."""
+    layers = (m.down_proj for m in model.modules() if isinstance(m, MLP))
+    return {down.inputs if isinstance(down, Packed) else down.in_features for down in layers}
 
 
 def mixers(model: Decoder) -> Iterator[Attention]:
@@ -100,13 +121,39 @@ def mixers(model: Decoder) -> Iterator[Attention]:
     yield from {(m.heads, m.kv_heads, m.head_dim): m for m in model.modules() if isinstance(m, Attention)}.values()
 
 
+def _same_product(make: Callable[[Tensor], Product], shape: tuple[int, int], dtype: torch.dtype, rows: int) -> bool:
+    """`_same_rows` of a product whose sums come out as nothing but their rounding, which another order changes.
+
+    Of random numbers 16-bit results would hide it: they round most sums alike, whatever the order.
+    """
+    outputs, width = shape
+    generator = torch.Generator().manual_seed(0)
+    half, places = width // 2, torch.randperm(width, generator=generator)
+
+    def cancelling(count: int, sign: float) -> Tensor:
+        """(count, K): each number of one half stands in the other half as well, times `sign`."""
+        size = torch.exp2(torch.randint(-6, 7, (count, half), generator=generator).float())
+        numbers = torch.randn(count, half, generator=generator) * size
+        out = torch.zeros(count, width)
+        out[:, places[:half]], out[:, places[half : 2 * half]] = numbers, numbers * sign
+        return out.to(dtype)
+
+    weight = cancelling(DISTINCT, -1.0).repeat(-(-outputs // DISTINCT), 1)[:outputs]
+    return _same(make(weight), cancelling(PROBED, 1.0), rows)
+
+
 def _same_rows(compute: Product, width: int, dtype: torch.dtype, rows: int) -> bool:
     """Whether `rows` rows come out as they do by REFERENCE_ROWS, wherever among those they stand."""
-    count = -(-rows // REFERENCE_ROWS) * REFERENCE_ROWS
-    x = torch.randn(count, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return _same(compute, torch.randn(PROBED, width, generator=torch.Generator().manual_seed(0)).to(dtype), rows)
+
+
+def _same(compute: Product, x: Tensor, rows: int) -> bool:
     few = torch.cat([compute(part) for part in x.split(REFERENCE_ROWS)])
-    turned = torch.cat([compute(part.roll(1, 0)).roll(-1, 0) for part in x.split(REFERENCE_ROWS)])
-    return torch.equal(compute(x[:rows]), few[:rows]) and torch.equal(turned, few)
+    if rows == REFERENCE_ROWS:
+        turned = torch.cat([compute(part.roll(1, 0)).roll(-1, 0) for part in x.split(REFERENCE_ROWS)])
+        return torch.equal(turned, few)
+    whole = len(x) // rows * rows
+    return torch.equal(torch.cat([compute(part) for part in x[:whole].split(rows)]), few[:whole])
 
 
 @functools.cache
@@ -122,7 +169,7 @@ def _same_attention(heads: int, kv_heads: int, dim: int, dtype: torch.dtype, row
             part, k[begin:end, :, :keys], v[begin:end, :, :keys], SeqInfo(last[begin:end], part, part, cached=True)
         )
 
-    fewest = _fewest_keys(heads, kv_heads, dim)
+    fewest = _fewest_keys(heads, kv_heads, dim, dtype)
     few = torch.cat([read(i, i + REFERENCE_ROWS, fewest) for i in range(0, count, REFERENCE_ROWS)])[:rows]
     return all(torch.equal(read(0, rows, keys), few) for keys in (fewest, MANY_KEYS))
 
@@ -131,20 +178,25 @@ def fewest_keys(model: Decoder) -> int:
     """The fewest keys that a step must read, so that reading more changes no bit; a GPU is not measured."""
     if model.head_weight.device.type != "cpu":
         return STEP
-    return max(_fewest_keys(m.heads, m.kv_heads, m.head_dim) for m in mixers(model))
+    kinds = {model.head_weight.dtype, torch.float32}
+    return max(_fewest_keys(m.heads, m.kv_heads, m.head_dim, kind) for m in mixers(model) for kind in kinds)
 
 
 @functools.cache
 @torch.inference_mode()
-def _fewest_keys(heads: int, kv_heads: int, dim: int) -> int:
-    q, k, v, last = _attention_inputs(REFERENCE_ROWS, heads, kv_heads, dim, torch.float32)
+def _fewest_keys(heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> int:
+    q, k, v, _ = _attention_inputs(REFERENCE_ROWS, heads, kv_heads, dim, dtype)
 
-    def read(keys: int) -> Tensor:
-        return attend(q, k[:, :, :keys], v[:, :, :keys], SeqInfo(last, q, q, cached=True))
+    def read(last: int, keys: int) -> Tensor:
+        seq = SeqInfo(torch.full((REFERENCE_ROWS, 1), last), q, q, cached=True)
+        return attend(q, k[:, :, :keys], v[:, :, :keys], seq)
 
-    many = read(MANY_KEYS)
-    same = takewhile(lambda keys: torch.equal(read(keys), many), range(MANY_KEYS - STEP, 0, -STEP))
-    return min(same, default=MANY_KEYS)
+    many = {last: read(last, MANY_KEYS) for last in LAST_SEEN}
+
+    def same(keys: int) -> bool:
+        return all(torch.equal(read(last, keys), many[last]) for last in LAST_SEEN if last < keys)
+
+    return min(takewhile(same, range(MANY_KEYS - STEP, 0, -STEP)), default=MANY_KEYS)
 
 
 def _attention_inputs(

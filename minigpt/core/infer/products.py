@@ -122,6 +122,7 @@ class Int8Linear(Packed):
         self.few = _FewRows(steps) if few else None
         self.many = _ManyRows(steps, self.scale) if few and MANY_INT8 is not None else None
         self.steps = None if few and not compile else steps
+        self.fewest_compiled = fewest_for_int_mm() if few and compile else 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (..., K). Returns (..., N) in x's type."""
@@ -142,7 +143,7 @@ class Int8Linear(Packed):
 
     def compiled(self, x: Tensor) -> Tensor:
         """The same, in a compiled program."""
-        if self.few is not None and x.shape[:-1].numel() < fewest_for_int_mm():
+        if self.few is not None and x.shape[:-1].numel() < self.fewest_compiled:
             return self.called(x)
         return self._plain(x)
 

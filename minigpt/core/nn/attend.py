@@ -5,6 +5,7 @@ Shapes: B rows · T queries · S keys · H query heads · K key/value heads · G
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from minigpt.core.nn.seqinfo import QUERIES, DocumentPlan, HeadPlan, Piece, SeqI
 
 FEW_QUERIES = 16  # below this a CPU multiplies faster in float32, conversion included
 KEYS = 256  # summed at once by a CPU, which splits longer sums by their length: reading more would show
+GRAIN = 16  # of the sums that `summed_at_once` tries
 TILE_BYTES = 1 << 20  # attention weights computed at once: they stay in a core's cache between the operations
 
 
@@ -142,10 +144,36 @@ def _cached(q: Tensor, k: Tensor, v: Tensor, seq: SeqInfo) -> Tensor:
     hidden = seq.hidden(keys, kv, heads // kv, exact)
     weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=dim**-0.5).softmax(-1)  # (B * K, G * T, S)
     # A compiled program does not know the number of keys, and no bits are promised of it or of a GPU.
-    if torch.compiler.is_compiling() or not q.is_cpu or keys <= KEYS:
+    if torch.compiler.is_compiling() or not q.is_cpu or keys <= GRAIN:
         out = torch.bmm(weights, v)
     else:
-        out = torch.bmm(weights[..., :KEYS], v[:, :KEYS])
-        for begin in range(KEYS, keys, KEYS):
-            out.baddbmm_(weights[..., begin : begin + KEYS], v[:, begin : begin + KEYS])
+        most = summed_at_once(heads // kv, dim) if length == 1 else KEYS  # of a prompt no neighbour adds keys to read
+        out = torch.bmm(weights[..., :most], v[:, :most])
+        for begin in range(most, keys, most):
+            out.baddbmm_(weights[..., begin : begin + most], v[:, begin : begin + most])
     return (out if exact == dtype else out.to(dtype)).view(rows, heads, length, dim)
+
+
+@functools.cache
+@torch.inference_mode()
+def summed_at_once(groups: int, dim: int) -> int:
+    """The most keys, up to KEYS, of which a sum has the same bits whatever unseen keys are read behind them.
+
+    Libraries split long sums, from a length on that differs between processors, so it is measured, in a millisecond.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights, v = torch.rand(8, groups, KEYS, generator=generator), torch.randn(8, KEYS, dim, generator=generator)
+
+    def holds(most: int) -> bool:
+        for seen in range(GRAIN, most, GRAIN):
+            w = weights[..., :most].clone()
+            w[..., seen:] = 0
+            whole = torch.bmm(w, v[:, :most])
+            if not all(torch.equal(torch.bmm(w[..., :n], v[:, :n]), whole) for n in range(seen, most, GRAIN)):
+                return False
+        return True
+
+    most = KEYS
+    while most > GRAIN and not holds(most):
+        most //= 2
+    return most

@@ -112,9 +112,11 @@ def test_fewest_keys_are_enough(heads, kv_heads, dim):
     fewest = fewest_keys(model)
     assert STEP <= fewest <= 256 and fewest % STEP == 0
     q, k, v = torch.randn(5, heads, 1, dim), torch.randn(5, kv_heads, 2048, dim), torch.randn(5, kv_heads, 2048, dim)
-    at = torch.arange(5)[:, None] * 2
-    seen = [attend(q, k[:, :, :n], v[:, :, :n], SeqInfo(at, q, q, cached=True)) for n in range(fewest, 2049, STEP)]
-    assert all(torch.equal(x, seen[0]) for x in seen)
+    for last in (0, 8, 40, 66, 100, 150, 200, 300, 700):  # a text of that length
+        at = torch.full((5, 1), last)
+        sizes = range(max(fewest, -(-(last + 1) // STEP) * STEP), 2049, STEP)
+        seen = [attend(q, k[:, :, :n], v[:, :, :n], SeqInfo(at, q, q, cached=True)) for n in sizes]
+        assert all(torch.equal(x, seen[0]) for x in seen), last
 
 
 OLDER = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",

@@ -27,7 +27,7 @@ EXIT_MEANING = {
     Exit.DATA: "Data, a checkpoint or the disk. The message names the file, and the line where there is one.",
     Exit.MISSING: "A package or hardware that is not here, or a lost process. The message says what to do.",
     Exit.OUT_OF_MEMORY: "Out of memory.",
-    Exit.DIVERGED: "The loss or its gradient is no longer a number. The last good checkpoint stands.",
+    Exit.DIVERGED: "The loss, its gradient or a model's logits are not numbers. A run's last good checkpoint stands.",
     Exit.CHECK_FAILED: "A check found something, such as bad rows in `data check`.",
     Exit.STOPPED: "Stopped early by a signal or `--max-time`. A checkpoint is saved; go on with `--resume`.",
     Exit.ABORTED: "Stopped at once by Ctrl-C. While training that takes two; the newest saved step stands.",

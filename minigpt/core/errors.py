@@ -74,7 +74,7 @@ class OutOfMemory(MinigptError):
 
 
 class Diverged(MinigptError):
-    """The loss or its gradient is no longer a number."""
+    """The loss, its gradient or a model's logits are not numbers."""
 
     code = Exit.DIVERGED
     kind = "diverged"

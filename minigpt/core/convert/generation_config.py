@@ -5,7 +5,7 @@ Free of torch, so that `--show-config` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ FILE = "generation_config.json"
 KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # under transformers' names, which are ours
 
 
-def sampling(folder: Path) -> dict[str, Any]:
+def sampling(folder: Path, without: Collection[str] = ()) -> dict[str, Any]:
     """Option name -> value, for what the file says. `do_sample: false` is temperature 0, as in transformers.
 
-    A folder that this program wrote names token ids alone, and changes no default. UsageError for a value out of range.
+    A folder that this program wrote names token ids alone, and changes no default. without: options that are not
+    looked at. UsageError for a value out of range.
     """
     path = folder / FILE
     said = read_json(path) if path.is_file() else {}
@@ -28,7 +29,7 @@ def sampling(folder: Path) -> dict[str, Any]:
     if said.get("do_sample") is False:
         values["temperature"] = 0.0
     known = {option.name: option for option in options(SampleConfig)}
-    return {key: coerce(known[key], value, f"{path}: {key}") for key, value in values.items()}
+    return {key: coerce(known[key], v, f"{path}: {key}") for key, v in values.items() if key not in without}
 
 
 def apply(sample: SampleConfig, origins: MutableMapping[str, str], folder: Path) -> list[str]:
@@ -36,7 +37,7 @@ def apply(sample: SampleConfig, origins: MutableMapping[str, str], folder: Path)
 
     Returns what was changed, `temperature 0.6` and the like.
     """
-    own = {key: v for key, v in sampling(folder).items() if origins.get(key, "default") == "default"}
+    own = sampling(folder, [key for key in KEYS if origins.get(key, "default") != "default"])
     changed = {key: value for key, value in own.items() if value != getattr(sample, key)}
     for key, value in own.items():
         setattr(sample, key, value)

@@ -53,6 +53,8 @@ def test_nonsense_names_the_file(model):
     say(model, top_p=7)
     with pytest.raises(UsageError, match=r"generation_config\.json: top_p"):
         generation_config.sampling(model)
+    sample = SampleConfig(top_p=0.5)
+    assert generation_config.apply(sample, {"top_p": "flag"}, model) == []  # whoever gives the flag gets by
 
 
 def test_seen_from_outside(model):

@@ -173,7 +173,4 @@ def summed_at_once(groups: int, dim: int) -> int:
                 return False
         return True
 
-    most = KEYS
-    while most > GRAIN and not holds(most):
-        most //= 2
-    return most
+    return next((most for most in (KEYS, 192, 128, 96, 64, 48, 32) if holds(most)), GRAIN)

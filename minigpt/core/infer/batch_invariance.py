@@ -73,7 +73,8 @@ class BatchInvariance:
         dtype = self._model.head_weight.dtype
         return (
             all(_same_product(make, shape, dtype, rows) for make, shape in products(self._model))
-            and all(_same_rows(gated, 2 * width, dtype, rows) for width in gated_widths(self._model))
+            and all(_same_rows(gated, 2 * width, dtype, rows) for width in gated_widths(self._model, True))
+            and all(_same_rows(F.silu, width, dtype, rows) for width in gated_widths(self._model, False))
             and all(
                 _same_attention(m.heads, m.kv_heads, m.head_dim, kind, rows)
                 for m in mixers(self._model)
@@ -110,9 +111,9 @@ def gated(x: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def gated_widths(model: Decoder) -> set[int]:
-    """Intermediate sizes."""
-    layers = (m.down_proj for m in model.modules() if isinstance(m, MLP))
+def gated_widths(model: Decoder, fused: bool) -> set[int]:
+    """Intermediate sizes of the layers whose gate and up are one product, or are none."""
+    layers = (m.down_proj for m in model.modules() if isinstance(m, MLP) and (m.fused is not None) is fused)
     return {down.inputs if isinstance(down, Packed) else down.in_features for down in layers}
 
 

@@ -55,6 +55,15 @@ def test_what_depends_on_the_place_is_not_exact():
     assert not mine.exact and (mine.largest(7), mine.padded(7)) == (7, 7)
 
 
+def test_numbers_that_fill_no_vector():
+    """SiLU of an unfused layer goes over all rows at once, and its last numbers are computed one by one."""
+    mine = BatchInvariance(tiny("llama", intermediate_size=81))
+    x = torch.randn(64, 81)
+    few = torch.cat([torch.nn.functional.silu(part) for part in x.split(REFERENCE_ROWS)])
+    for n in (size for size in BATCH_SIZES if mine.holds(size)):
+        assert torch.equal(torch.nn.functional.silu(x[:n]), few[:n])
+
+
 class Only(BatchInvariance):
     """As on a processor on which just these sizes hold."""
 
